@@ -1,0 +1,102 @@
+// How eight bits stand for a real number: the one definition of encode and decode for host and device.
+//
+// A code crosses the operator boundary as fp32 (rows, width); see dualscale_mamba/formats/base.py, which this
+// file mirrors. The two families are told apart by the width of a row:
+//   knee  (8):   decode(q) = scale * ((q - zero) + gain * max(q - knee, 0))
+//   table (512): decode(q) = levels[q + 128]; encode by the number of thresholds not above x
+//
+// Bitwise agreement of CUDA, C++ and PyTorch rests on two rules. In `encode` each product and sum is rounded
+// separately (no contraction to FMA). In `decode` contraction is harmless, because `gain` carries at most 12
+// significant bits, so gain * max(q - knee, 0) is exact in fp32.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define DUALSCALE_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define DUALSCALE_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+namespace dualscale {
+
+constexpr int kKneeWidth = 8;
+constexpr int kTableWidth = 512;
+constexpr int kLevels = 256;
+constexpr float kCodeSpaceLimit = 1048576.0f;  // 2^20: beyond any reachable code, so that inf * 0 cannot arise
+
+// Product and sum rounded on their own, whatever the compiler's contraction setting.
+DUALSCALE_HOST_DEVICE float mul_rn(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;  // the host is compiled with -ffp-contract=off
+#endif
+}
+
+DUALSCALE_HOST_DEVICE float add_rn(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fadd_rn(a, b);
+#else
+  return a + b;
+#endif
+}
+
+// Round half away from zero, exactly (0.49999997 goes to 0), for |t| <= 2^20 + 256.
+DUALSCALE_HOST_DEVICE float round_half_away(float t) {
+#if defined(__CUDA_ARCH__)
+  // |t| + (2^22 + 0.5) rounded toward zero is a multiple of 0.5 (the spacing there), so the sum's integer part
+  // is floor(|t| + 0.5) without a conversion instruction, which would run at a quarter of the rate.
+  const uint32_t bits = __float_as_uint(__fadd_rz(fabsf(t), 4194304.5f)) & 0xfffffffeu;
+  return copysignf(__uint_as_float(bits) - 4194304.0f, t);
+#else
+  const float whole = std::trunc(t);
+  return std::fabs(t - whole) >= 0.5f ? whole + std::copysign(1.0f, t) : whole;
+#endif
+}
+
+struct Knee {
+  float scale, inv_scale, zero, knee, gain, inv_gain, qmin, qmax;
+
+  static DUALSCALE_HOST_DEVICE Knee load(const float* row) {
+    return {row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]};
+  }
+
+  // q is the code as a float.
+  DUALSCALE_HOST_DEVICE float decode(float q) const {
+    return mul_rn(scale, (q - zero) + gain * fmaxf(q - knee, 0.0f));
+  }
+
+  // The code as a float, an integer in [qmin, qmax].
+  DUALSCALE_HOST_DEVICE float encode(float x) const {
+    x = x == x ? x : 0.0f;
+    float t = mul_rn(x, inv_scale);
+    t = fminf(fmaxf(t, -kCodeSpaceLimit), kCodeSpaceLimit);
+    t = add_rn(t, zero);
+    t = add_rn(t, mul_rn(inv_gain, fmaxf(add_rn(t, -knee), 0.0f)));
+    return fminf(fmaxf(round_half_away(t), qmin), qmax);
+  }
+};
+
+struct Table {
+  const float* row;  // 256 levels, 255 thresholds, one +inf
+
+  static DUALSCALE_HOST_DEVICE Table load(const float* row) { return {row}; }
+
+  DUALSCALE_HOST_DEVICE float decode(float q) const { return row[static_cast<int>(q) + 128]; }
+
+  DUALSCALE_HOST_DEVICE float encode(float x) const {
+    x = x == x ? x : 0.0f;
+    const float* thresholds = row + kLevels;
+    int count = 0;
+#pragma unroll
+    for (int step = 128; step > 0; step >>= 1) {
+      count += x >= thresholds[count + step - 1] ? step : 0;
+    }
+    return static_cast<float>(count - 128);
+  }
+};
+
+}  // namespace dualscale

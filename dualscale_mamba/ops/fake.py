@@ -1,0 +1,78 @@
+"""Shape functions (fake kernels): what each operator returns, without computing it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _like(x: Tensor, code: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return torch.empty(x.shape, dtype=dtype if code is None else torch.int8, device=x.device)
+
+
+def _rows(x: Tensor, per_token: bool) -> Tensor:
+    return x.new_empty((x.numel() // x.shape[-1] if x.shape[-1] else 0) if per_token else 0, dtype=torch.float32)
+
+
+def encode(x: Tensor, code: Tensor) -> Tensor:
+    """(..., C) -> (..., C) int8."""
+    return torch.empty(x.shape, dtype=torch.int8, device=x.device)
+
+
+def decode(codes: Tensor, code: Tensor, dtype: torch.dtype) -> Tensor:
+    """(..., C) int8 -> (..., C) dtype."""
+    return torch.empty(codes.shape, dtype=dtype, device=codes.device)
+
+
+def causal_conv1d_encode(x: Tensor, *rest: Any) -> Tensor:
+    """(B, L, C) -> (B, L, C)."""
+    *_, code, dtype = rest
+    return _like(x, code, dtype)
+
+
+def causal_conv1d_update(x: Tensor, *rest: Any) -> Tensor:
+    """(B, C) -> (B, C)."""
+    *_, code, dtype = rest
+    return _like(x, code, dtype)
+
+
+def selective_scan(u: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """(B, L, D) -> (B, L, D), (B, D, N)."""
+    A = rest[3]
+    return _like(u, None, rest[-1]), A.new_empty((u.shape[0], *A.shape), dtype=torch.float32)
+
+
+def selective_state_update(state: Tensor, u: Tensor, *rest: Any) -> Tensor:
+    """(B, D) -> (B, D)."""
+    return _like(u, None, rest[-1])
+
+
+def rms_norm_quant(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    code: Tensor | None,
+    per_token: bool,
+    residual_dtype: torch.dtype,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(..., C) -> (..., C), (..., C), (rows,)."""
+    y = _like(x, code, torch.int8 if per_token else dtype)
+    return y, torch.empty(x.shape, dtype=residual_dtype, device=x.device), _rows(x, per_token)
+
+
+def hadamard_quant(
+    x: Tensor, base: Tensor, code: Tensor | None, per_token: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """(..., C) -> (..., C), (rows,)."""
+    return _like(x, code, torch.int8 if per_token else dtype), _rows(x, per_token)
+
+
+def linear_w8a8(x: Tensor, *rest: Any) -> Tensor:
+    """(..., K) -> (..., N)."""
+    weight, code, dtype = rest[3], rest[-2], rest[-1]
+    shape = (*x.shape[:-1], weight.shape[0])
+    return torch.empty(shape, dtype=dtype if code is None else torch.int8, device=x.device)

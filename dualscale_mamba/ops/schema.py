@@ -1,0 +1,74 @@
+"""Every operator's signature, once.
+
+C++ and CUDA sources only *implement* these; the reference (``reference.py``), the shape functions
+(``fake.py``) and the typed face (``__init__.py``) follow the same order of arguments.
+
+Conventions shared by all of them:
+
+* Activations are channels-last, ``(batch, length, channels)``; the last stride is 1, the others are free
+  unless an operator says otherwise.
+* A tensor ``v`` is either floating point (then its ``v_code`` is None) or int8 codes, decoded by ``v_code``,
+  an fp32 tensor ``(rows, width)`` described in :mod:`dualscale_mamba.formats.base`. ``rows`` is 1 or the number
+  of channels; ``width`` names the family (8: knee, 512: table).
+* ``code`` is the code of the *result*. Without it the result is floating point of type ``dtype``.
+* Arithmetic is fp32 inside.
+"""
+
+from __future__ import annotations
+
+NAMESPACE = "dualscale"
+
+SCHEMAS: dict[str, str] = {
+    # x (..., C) float -> (..., C) int8
+    "encode": "(Tensor x, Tensor code) -> Tensor",
+    # codes (..., C) int8 -> (..., C) dtype
+    "decode": "(Tensor codes, Tensor code, ScalarType dtype) -> Tensor",
+    # Causal depthwise convolution + bias + SiLU + encode.
+    # x (B, L, C) float or int8 [x_code: knee, one row]; weight (C, W) fp32, W in 2..4; bias (C,) fp32;
+    # initial (B, W-1, C) of x's type: the inputs before the first; -> (B, L, C)
+    "causal_conv1d_encode": (
+        "(Tensor x, Tensor? x_code, Tensor weight, Tensor? bias, Tensor? initial, Tensor? code,"
+        " ScalarType dtype) -> Tensor"
+    ),
+    # One token of the same: x (B, C); state (B, W-1, C) of x's type, shifted in place; -> (B, C)
+    "causal_conv1d_update": (
+        "(Tensor x, Tensor? x_code, Tensor(a!) state, Tensor weight, Tensor? bias, Tensor? code,"
+        " ScalarType dtype) -> Tensor"
+    ),
+    # Selective scan (Gu & Dao 2023, Algorithm 2): u, delta, z (B, L, D); A (D, N) fp32, negative;
+    # B, C (B, L, N); D, delta_bias (D,) fp32; initial (B, D, N) fp32. delta, B, C, z are all int8 (their
+    # codes: knee, one row) or all floating point; u is either. delta' = softplus(delta + delta_bias).
+    # -> y (B, L, D) dtype = (scan + D u) * SiLU(z), last state (B, D, N) fp32
+    "selective_scan": (
+        "(Tensor u, Tensor? u_code, Tensor delta, Tensor? delta_code, Tensor A, Tensor B, Tensor? B_code,"
+        " Tensor C, Tensor? C_code, Tensor? D, Tensor? z, Tensor? z_code, Tensor? delta_bias,"
+        " Tensor? initial, ScalarType dtype) -> (Tensor, Tensor)"
+    ),
+    # One token of the same: state (B, D, N) fp32 in place; u, delta, z (B, D); B, C (B, N); -> y (B, D)
+    "selective_state_update": (
+        "(Tensor(a!) state, Tensor u, Tensor? u_code, Tensor delta, Tensor? delta_code, Tensor A, Tensor B,"
+        " Tensor? B_code, Tensor C, Tensor? C_code, Tensor? D, Tensor? z, Tensor? z_code,"
+        " Tensor? delta_bias, ScalarType dtype) -> Tensor"
+    ),
+    # residual' = residual + x (in residual_dtype); y = residual' / rms(residual') * weight.
+    # x, residual (..., C) float; weight (C,) fp32. -> y (..., C), residual' (..., C), row_scale (rows,) fp32
+    # With per_token, y is int8 = round(y / row_scale), row_scale = max|y| / 127 of the row (code must be None);
+    # otherwise row_scale is empty.
+    "rms_norm_quant": (
+        "(Tensor x, Tensor? residual, Tensor weight, float eps, Tensor? code, bool per_token,"
+        " ScalarType residual_dtype, ScalarType dtype) -> (Tensor, Tensor, Tensor)"
+    ),
+    # y = x (base (x) H_{2^k})^T / sqrt(C), C = m * 2^k, base (m, m) fp32 with entries +-1, in fp32; then as
+    # rms_norm_quant. x (..., C) float. -> y (..., C), row_scale (rows,) or empty
+    "hadamard_quant": (
+        "(Tensor x, Tensor base, Tensor? code, bool per_token, ScalarType dtype) -> (Tensor, Tensor)"
+    ),
+    # y[m, n] = row_scale[m] * s * weight_scale[n] * (sum_k W[n, k] (q - z + gain max(q - knee, 0))[m, k]) + bias[n]
+    # x (..., K) int8; x_code knee, one row, or None (then s = 1, z = 0, no knee) ; knee: whether the knee term is
+    # computed; row_scale (rows,) fp32; weight (N, K) int8; weight_scale (N,) fp32; weight_sum (N,) int32 = sum_k W;
+    # bias (N,) fp32; code knee with 1 or N rows (one per output column). -> (..., N) int8 or dtype
+    "linear_w8a8": (
+        "(Tensor x, Tensor? x_code, bool knee, Tensor? row_scale, Tensor weight, Tensor weight_scale,"
+        " Tensor weight_sum, Tensor? bias, Tensor? code, ScalarType dtype) -> Tensor"
+    ),
+}

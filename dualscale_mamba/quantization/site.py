@@ -1,0 +1,93 @@
+"""Sites: the named places of a model where an activation may become int8.
+
+A mixer asks its sites and never knows widths or modes. A site passes values through, observes them during
+calibration, or carries the code that the operator before it must emit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dualscale_mamba import ops
+from dualscale_mamba.formats.base import Code
+from dualscale_mamba.observers.histogram import Histogram
+
+# The minimum of SiLU(x) = x * sigmoid(x): no SSM input is ever below it.
+SILU_FLOOR = -0.27846454276107403
+
+
+@dataclass(frozen=True)
+class Coded:
+    """An activation in int8.
+
+    Attributes:
+        codes: int8 ``(..., C)``.
+        code: How to decode it. With ``row_scale`` its scale is 1.
+        row_scale: fp32 ``(rows,)``, one scale a token, or None.
+    """
+
+    codes: Tensor
+    code: Code
+    row_scale: Tensor | None = None
+
+    def decoded(self, dtype: torch.dtype) -> Tensor:
+        """The values, ``(..., C)`` of type ``dtype``."""
+        values = ops.decode(self.codes, self.code.rows, torch.float32)
+        if self.row_scale is not None:
+            values = values * self.row_scale.reshape(*self.codes.shape[:-1], 1)
+        return values.to(dtype)
+
+
+Activation = Tensor | Coded
+
+
+def values_of(activation: Activation, dtype: torch.dtype) -> Tensor:
+    """Floating-point values of an activation, decoded where it is int8."""
+    return activation.decoded(dtype) if isinstance(activation, Coded) else activation
+
+
+class Site(nn.Module):
+    """One named place; off by default.
+
+    Attributes:
+        floor: Analytic lower bound of the values (SiLU outputs), or None.
+        histogram: Where values are counted during calibration, or None.
+        per_token: Whether the operator before computes one scale a token (then ``code`` is unused).
+    """
+
+    rows: Tensor | None
+
+    def __init__(self, floor: float | None = None) -> None:
+        super().__init__()
+        self.floor = floor
+        self.histogram: Histogram | None = None
+        self.per_token = False
+        self.code: Code | None = None
+        self.register_buffer("rows", None, persistent=False)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the activation is int8 here."""
+        return self.code is not None
+
+    def set_code(self, code: Code | None, *, per_token: bool = False) -> None:
+        """Turn the site on with ``code``, or off with None."""
+        self.code = code
+        self.per_token = per_token
+        self.rows = None if code is None else code.rows
+
+    def output_code(self) -> Tensor | None:
+        """What the operator before must emit: code rows, or None for floating point or per-token scales."""
+        return None if self.per_token else self.rows
+
+    def wrap(self, values: Tensor, row_scale: Tensor | None = None) -> Activation:
+        """Dress an operator's result: observe it, or attach the code that it carries."""
+        if self.histogram is not None and self.code is None:
+            self.histogram.update(values)
+        if self.code is None:
+            return values
+        code = Code(self.rows, self.code.bits_per_value, self.code.has_knee) if self.rows is not None else self.code
+        return Coded(values, code, row_scale if self.per_token else None)
