@@ -49,7 +49,7 @@ style: $(DEV)  ## rewrite the sources in the house style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-kernels: $(RUNTIME)  ## compile every CUDA kernel for sm_80, sm_90a and sm_100, fail on register spills (needs nvcc)
+kernels: $(RUNTIME)  ## compile every CUDA kernel for sm_80, sm_90a and sm_100a, fail on register spills (needs nvcc)
 	@$(BIN)/python csrc/check_kernels.py
 
 hooks: $(DEV)  ## run the linters at every commit
