@@ -1,0 +1,1 @@
+"""Observers: where the threshold between ordinary values and outliers lies."""

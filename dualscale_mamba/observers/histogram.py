@@ -1,0 +1,206 @@
+"""The statistic every observer shares: a histogram with fixed edges, so that any two can be merged exactly.
+
+Edges are the floating-point grid itself: each octave of magnitude is cut into ``2**resolution`` equal bins, so no
+range has to be known in advance, the order of updates does not matter, and counts in the tails are exact. The
+true minimum and maximum are kept beside the counts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dualscale_mamba.formats.base import Code
+from dualscale_mamba.ops import reference
+
+MIN_EXPONENT = -24
+MAX_EXPONENT = 16
+PER_TENSOR_RESOLUTION = 7
+PER_CHANNEL_RESOLUTION = 4
+_FLOAT_BIAS = 127
+_FLOAT_MANTISSA = 23
+
+
+class Histogram:
+    """Counts of a site's values over a calibration set.
+
+    Args:
+        groups: 1 (per tensor) or the number of channels (the last dimension of what is observed).
+        resolution: log2 of the bins per octave: 7 resolves magnitudes to 0.4 %.
+
+    Attributes:
+        counts: int64 ``(groups, bins)``, from the most negative bin through zero to the most positive.
+        minimum, maximum: fp32 ``(groups,)``, the true extremes (0 before any update).
+        skipped: Number of NaNs and infinities that were left out.
+    """
+
+    def __init__(self, groups: int = 1, resolution: int | None = None) -> None:
+        if resolution is None:
+            resolution = PER_TENSOR_RESOLUTION if groups == 1 else PER_CHANNEL_RESOLUTION
+        self.groups = groups
+        self.resolution = resolution
+        self.counts = torch.zeros(groups, 2 * self.side + 1, dtype=torch.int64)
+        self.minimum = torch.zeros(groups)
+        self.maximum = torch.zeros(groups)
+        self.skipped = 0
+
+    @property
+    def side(self) -> int:
+        """Bins on each side of zero."""
+        return int((MAX_EXPONENT - MIN_EXPONENT) << self.resolution)
+
+    def update(self, values: Tensor) -> None:
+        """Count ``values`` (..., channels); non-finite values are left out and counted in ``skipped``.
+
+        Raises:
+            ValueError: The last dimension is not the number of groups (per channel only).
+        """
+        if self.groups > 1 and values.shape[-1] != self.groups:
+            raise ValueError(f"expected {self.groups} channels, got {values.shape[-1]}")
+        values = values.detach().float().reshape(-1, self.groups)
+        finite = torch.isfinite(values)
+        if not finite.all():
+            self.skipped += int((~finite).sum())
+            values = torch.where(finite, values, 0.0)
+        if values.shape[0] == 0:
+            return
+        bins = self.counts.shape[1]
+        index = self._bin(values)
+        if self.groups > 1:
+            index = index + torch.arange(self.groups, device=index.device) * bins
+        counted = torch.bincount(index.reshape(-1), minlength=self.groups * bins)
+        self.counts += counted.reshape(self.groups, bins).cpu()
+        self.minimum = torch.minimum(self.minimum, values.amin(0).cpu())
+        self.maximum = torch.maximum(self.maximum, values.amax(0).cpu())
+
+    def _bin(self, values: Tensor) -> Tensor:
+        bits = values.contiguous().view(torch.int32)
+        magnitude = (bits & 0x7FFFFFFF) >> (_FLOAT_MANTISSA - self.resolution)
+        rank = (magnitude - ((MIN_EXPONENT + _FLOAT_BIAS) << self.resolution) + 1).clamp(0, self.side)
+        return (torch.where(bits < 0, -rank, rank) + self.side).long()
+
+    def merge(self, other: Histogram) -> None:
+        """Add another histogram of the same shape; the result does not depend on the order of merging.
+
+        Raises:
+            ValueError: Groups or resolution differ.
+        """
+        if (self.groups, self.resolution) != (other.groups, other.resolution):
+            raise ValueError("histograms of different groups or resolution cannot be merged")
+        self.counts += other.counts
+        self.minimum = torch.minimum(self.minimum, other.minimum)
+        self.maximum = torch.maximum(self.maximum, other.maximum)
+        self.skipped += other.skipped
+
+    @property
+    def total(self) -> Tensor:
+        """Values counted, int64 ``(groups,)``."""
+        return self.counts.sum(1)
+
+    @property
+    def absmax(self) -> Tensor:
+        """True largest magnitude, fp64 ``(groups,)``."""
+        return torch.maximum(self.maximum, -self.minimum).double()
+
+    def edges(self) -> Tensor:
+        """Magnitudes at the lower edge of each bin away from zero, and the last upper edge: fp64 ``(side + 1,)``."""
+        rank = torch.arange(self.side + 1, dtype=torch.float64)
+        per_octave = float(1 << self.resolution)
+        octave = torch.floor(rank / per_octave)
+        return torch.exp2(MIN_EXPONENT + octave) * (1.0 + (rank - octave * per_octave) / per_octave)
+
+    def magnitude_counts(self) -> Tensor:
+        """Counts by magnitude, int64 ``(groups, side + 1)``; column 0 is zero."""
+        positive = self.counts[:, self.side :]
+        negative = self.counts[:, : self.side + 1].flip(1)
+        both = positive + negative
+        both[:, 0] = self.counts[:, self.side]
+        return both
+
+    def quantile(self, percent: float) -> Tensor:
+        """Magnitude below which ``percent`` % of all values lie, fp64 ``(groups,)``.
+
+        Two-sided: over |value|, pooled over the whole calibration set. Interpolated inside a bin and never above
+        the true maximum, which 100 returns.
+        """
+        counts = self.magnitude_counts().double()
+        if percent >= 100.0:
+            return self.absmax
+        target = counts.sum(1, keepdim=True) * (percent / 100.0)
+        cumulative = counts.cumsum(1)
+        index = torch.searchsorted(cumulative, target).clamp_max(counts.shape[1] - 1)
+        inside = counts.gather(1, index).clamp_min(1.0)
+        fraction = ((target - (cumulative.gather(1, index) - inside)) / inside).clamp(0.0, 1.0)
+        edges = torch.cat([torch.zeros(1, dtype=torch.float64), self.edges()])
+        low, high = edges[index], edges[(index + 1).clamp_max(edges.numel() - 1)]
+        value = torch.where(index == 0, torch.zeros_like(low), low + fraction * (high - low))
+        return torch.minimum(value[:, 0], self.absmax)
+
+    def share_above(self, threshold: Tensor) -> Tensor:
+        """Share of values whose magnitude is above ``threshold`` (groups,), to a bin's width: fp64 ``(groups,)``."""
+        counts = self.magnitude_counts().double()
+        edges = self.edges()[:-1]
+        above = counts[:, 1:] * (edges[None] >= threshold.double()[:, None])
+        return above.sum(1) / counts.sum(1).clamp_min(1.0)
+
+    def points(self, inside: int = 1) -> tuple[Tensor, Tensor]:
+        """Support points and their weights, restricted to bins that occur in some group.
+
+        Args:
+            inside: Points spread evenly inside each bin.
+
+        Returns:
+            values fp32 ``(points,)``, ascending, and weights fp64 ``(groups, points)``.
+        """
+        edges = self.edges()
+        fractions = (torch.arange(inside, dtype=torch.float64) + 0.5) / inside
+        positive = (edges[:-1, None] + (edges[1:] - edges[:-1])[:, None] * fractions).reshape(-1)
+        zero = torch.zeros(1, dtype=torch.float64)
+        values = torch.cat([-positive.flip(0), zero, positive])
+        weights = self.counts.double()
+        side = weights[:, : self.side].repeat_interleave(inside, 1) / inside
+        other = weights[:, self.side + 1 :].repeat_interleave(inside, 1) / inside
+        weights = torch.cat([side, weights[:, self.side : self.side + 1], other], dim=1)
+        present = weights.sum(0) > 0
+        return values[present].float(), weights[:, present]
+
+    def _coded(self, code: Code, inside: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        values, weights = self.points(inside)
+        values = values[:, None].expand(-1, self.groups).clamp(self.minimum, self.maximum)
+        codes = reference.encode(values, code.rows.cpu())
+        return values, weights, codes, reference.decode(codes, code.rows.cpu(), torch.float32)
+
+    def squared_error(self, code: Code, inside: int = 4) -> Tensor:
+        """Mean squared error of coding the counted values, fp64 ``(groups,)``."""
+        values, weights, _, decoded = self._coded(code, inside)
+        error = (decoded.double() - values.double()).square().T
+        return (error * weights).sum(1) / weights.sum(1).clamp_min(1.0)
+
+    def signal_to_noise_db(self, code: Code, inside: int = 4) -> float:
+        """Signal-to-quantization-noise ratio over all groups, dB."""
+        values, weights, _, decoded = self._coded(code, inside)
+        noise = ((decoded.double() - values.double()).square().T * weights).sum()
+        signal = (values.double().square().T * weights).sum()
+        return float(10.0 * torch.log10(signal.clamp_min(1e-30) / noise.clamp_min(1e-30)))
+
+    def codes_used(self, code: Code, inside: int = 4) -> float:
+        """Number of different codes that the counted values reach, mean over groups."""
+        _, weights, codes, _ = self._coded(code, inside)
+        used = torch.zeros(self.groups, 256, dtype=torch.bool)
+        point, group = torch.nonzero(weights.T > 0, as_tuple=True)
+        used[group, codes[point, group].long() + 128] = True
+        return float(used.sum(1).double().mean())
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors from which :meth:`from_state` rebuilds the histogram."""
+        extra = torch.tensor([self.groups, self.resolution, self.skipped])
+        return {"counts": self.counts, "minimum": self.minimum, "maximum": self.maximum, "meta": extra}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> Histogram:
+        """Inverse of :meth:`state`."""
+        groups, resolution, skipped = (int(v) for v in state["meta"])
+        made = cls(groups, resolution)
+        made.counts, made.minimum, made.maximum = state["counts"], state["minimum"], state["maximum"]
+        made.skipped = skipped
+        return made
