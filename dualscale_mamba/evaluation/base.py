@@ -1,0 +1,124 @@
+"""What every evaluation takes and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dualscale_mamba.errors import ConfigError
+
+
+class LanguageModel(Protocol):
+    """What evaluations need of a model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs are expected."""
+        ...
+
+    def __call__(self, input_ids: Tensor) -> Tensor:
+        """Logits (batch, length, vocabulary) of tokens (batch, length) int64."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """What evaluations need of a tokenizer."""
+
+    @property
+    def eos_id(self) -> int:
+        """Token that ends a document."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text, without special tokens."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a result.
+
+    Args:
+        value: The number.
+        unit: What it counts, e.g. ``nats/token``.
+        better: Which direction is better; empty where neither is.
+    """
+
+    value: float
+    unit: str
+    better: Literal["lower", "higher", ""] = ""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Result of one evaluation.
+
+    Args:
+        metrics: By name, e.g. ``perplexity/python_docs/nll``.
+        items: One row per window or document, in a fixed order, so that arms can be compared pair by pair.
+        facts: What two arms must share to be comparable: hashes of the input, batch size, order of requests.
+    """
+
+    metrics: dict[str, Metric]
+    items: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is evaluated, and against what.
+
+    Args:
+        model: The model under test.
+        reference: The unquantized model, or None.
+        tokenizer: The tokenizer of both.
+        device: Where both live.
+        data_root: Folder of third-party data, or None.
+        seed: Seed of the run.
+    """
+
+    model: LanguageModel
+    reference: LanguageModel | None
+    tokenizer: Tokenizer
+    device: torch.device
+    data_root: Path | None = None
+    seed: int = 0
+
+
+class Evaluator(Protocol):
+    """A callable with settings; ``conf/evaluation`` names the implementations."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether ``Context.reference`` must be given."""
+        ...
+
+    def check(self, data_root: Path | None) -> None:
+        """Raises ConfigError, before anything heavy is loaded, for settings that cannot work."""
+        ...
+
+    def __call__(self, context: Context) -> Evaluated:
+        """Measures."""
+        ...
+
+
+def require_positive(settings: Mapping[str, int | None]) -> None:
+    """Raises ConfigError for the first setting that is given and below 1."""
+    for key, value in settings.items():
+        if value is not None and value < 1:
+            raise ConfigError(key, value, "at least 1")
+
+
+def evaluating(model: LanguageModel) -> None:
+    """Puts a model that knows training from evaluation into evaluation mode."""
+    if isinstance(model, nn.Module):
+        model.eval()

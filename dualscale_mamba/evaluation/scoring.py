@@ -1,0 +1,110 @@
+"""Log-probabilities of tokens under one model, or under two, in float64 and in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dualscale_mamba.evaluation.base import LanguageModel
+
+# Logits handled at once: 64 MiB in float64 for each of the two or three arrays alive.
+_LOGITS_AT_ONCE: Final = 2**23
+
+
+class Compared(NamedTuple):
+    """Per-token comparison of a model with its reference; each (batch, length).
+
+    ``nll`` and ``reference_nll`` are in nats, ``kl`` is KL(reference || model) in nats, all float64;
+    ``agree`` says whether both models prefer the same token.
+    """
+
+    nll: Tensor
+    reference_nll: Tensor
+    kl: Tensor
+    agree: Tensor
+
+
+@torch.inference_mode()
+def window_nll(model: LanguageModel, windows: Tensor) -> Tensor:
+    """Negative log-likelihood of every token but the first.
+
+    Args:
+        model: Gives logits (batch, length, vocabulary).
+        windows: Tokens (batch, length + 1) int64, on any device.
+
+    Returns:
+        Nats (batch, length) float64, on the model's device.
+    """
+    windows = windows.to(model.device)
+    targets = windows[:, 1:]
+    logits = model(windows[:, :-1])
+    parts = [-_log_probabilities(part, ids) for part, ids in _parts(logits.flatten(0, 1), targets.flatten())]
+    return torch.cat(parts).view_as(targets)
+
+
+@torch.inference_mode()
+def compare(model: LanguageModel, reference: LanguageModel, windows: Tensor) -> Compared:
+    """Everything that two models can be compared by, with one forward pass of each.
+
+    Args:
+        model: The model under test.
+        reference: The model that is taken as true.
+        windows: Tokens (batch, length + 1) int64, on any device.
+
+    Returns:
+        See ``Compared``.
+    """
+    windows = windows.to(model.device)
+    targets = windows[:, 1:]
+    logits = model(windows[:, :-1]).flatten(0, 1)
+    reference_logits = reference(windows[:, :-1].to(reference.device)).flatten(0, 1).to(logits.device)
+    rows = max(1, _LOGITS_AT_ONCE // logits.shape[-1])
+    parts = [
+        _compare_rows(*part)
+        for part in zip(
+            *(torch.split(rows_of, rows) for rows_of in (logits, reference_logits, targets.flatten())),
+            strict=True,
+        )
+    ]
+    return Compared(*(torch.cat(values).view_as(targets) for values in zip(*parts, strict=True)))
+
+
+def token_log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of one token per row.
+
+    Args:
+        logits: (rows, vocabulary), any floating dtype.
+        targets: (rows,) int64.
+
+    Returns:
+        Nats (rows,) float64.
+    """
+    parts = [_log_probabilities(part, ids) for part, ids in _parts(logits, targets)]
+    return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float64)
+
+
+def _compare_rows(logits: Tensor, reference_logits: Tensor, targets: Tensor) -> Compared:
+    log_p = reference_logits.double().log_softmax(-1)
+    log_q = logits.double().log_softmax(-1)
+    # A token that the reference rules out (log p = -inf) contributes nothing, not NaN.
+    terms = torch.where(log_p.isneginf(), 0.0, log_p.exp() * (log_p - log_q))
+    column = targets.unsqueeze(1)
+    return Compared(
+        nll=-log_q.gather(1, column).squeeze(1),
+        reference_nll=-log_p.gather(1, column).squeeze(1),
+        kl=terms.sum(-1),
+        agree=logits.argmax(-1) == reference_logits.argmax(-1),
+    )
+
+
+def _parts(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = max(1, _LOGITS_AT_ONCE // logits.shape[-1])
+    return zip(torch.split(logits, rows), torch.split(targets, rows), strict=True)
+
+
+def _log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
+    chosen = logits.gather(1, targets.unsqueeze(1)).squeeze(1).double()
+    return chosen - logits.double().logsumexp(-1)
