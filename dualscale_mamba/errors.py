@@ -17,3 +17,7 @@ class ConfigError(ValueError):
         self.key, self.value, self.allowed = key, value, allowed
         advice = f" {hint}" if hint else ""
         super().__init__(f"{key}={value}: allowed is {allowed}.{advice}")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be loaded; the message names files, keys and shapes, and what to do."""

@@ -1,0 +1,1 @@
+"""Mamba language models: architecture, states, checkpoints, generation."""

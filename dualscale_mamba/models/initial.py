@@ -1,0 +1,43 @@
+"""Random weights with the statistics of the official initialization, for tests and debugging."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dualscale_mamba.models.config import MambaConfig
+from dualscale_mamba.models.mamba import MambaLM
+
+# Models of `random:NAME`; the vocabulary is that of the embedded tokenizer.
+RANDOM_SIZES = {"tiny": MambaConfig(d_model=64, n_layer=2, vocab_size=4096)}
+DELTA_RANGE = (1e-3, 1e-1)
+
+
+def initialize(config: MambaConfig, seed: int) -> dict[str, Tensor]:
+    """fp32 weights of a :class:`MambaLM` by name, the same for the same seed on every machine."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in MambaLM(config).state_dict().items()}
+    weights = {name: _initial(name, shape, config, generator) for name, shape in sorted(shapes.items())}
+    if config.tie_embeddings:
+        weights["lm_head.weight"] = weights["backbone.embedding.weight"]
+    return weights
+
+
+def _initial(name: str, shape: torch.Size, config: MambaConfig, generator: torch.Generator) -> Tensor:
+    last = name.rsplit(".", 1)[-1]
+    if last == "A_log":
+        return torch.log(torch.arange(1, shape[1] + 1, dtype=torch.float32)).repeat(shape[0], 1)
+    if last == "D" or "norm" in name:
+        return torch.ones(shape)
+    if last == "dt_bias":
+        low, high = (math.log(bound) for bound in DELTA_RANGE)
+        delta = torch.exp(torch.rand(shape, generator=generator) * (high - low) + low)
+        return delta + torch.log(-torch.expm1(-delta))  # the inverse of softplus
+    if "embedding" in name or "lm_head" in name:
+        return torch.randn(shape, generator=generator) * 0.02
+    fan_in = config.d_conv if "conv1d" in name else shape[-1]
+    values = (torch.rand(shape, generator=generator) * 2 - 1) * fan_in**-0.5
+    return values / math.sqrt(config.n_layer) if "out_proj" in name else values

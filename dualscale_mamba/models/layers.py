@@ -1,0 +1,55 @@
+"""The small parts of a model: embedding, norm, convolution weight; the last two are fp32 always."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dualscale_mamba import ops
+from dualscale_mamba.quantization.site import Activation, Site
+
+
+def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+    """An uninitialized weight that takes no gradient."""
+    return nn.Parameter(torch.empty(*shape, dtype=dtype), requires_grad=False)
+
+
+class RMSNorm(nn.Module):
+    """Residual add, then x / sqrt(mean(x^2) + eps) * weight, emitted for a site; the weight is fp32."""
+
+    def __init__(self, width: int, eps: float, dtype: torch.dtype, residual_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = parameter(width)
+        self.eps, self.dtype, self.residual_dtype = eps, dtype, residual_dtype
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None, site: Site | None = None
+    ) -> tuple[Activation, Tensor]:
+        """x, residual (..., D) -> the normalized sum, and the sum as the next residual."""
+        code, per_token = (None, False) if site is None else (site.output_code(), site.per_token)
+        y, residual, row_scale = ops.rms_norm_quant(
+            x, residual, self.weight, self.eps, code, per_token, self.residual_dtype, self.dtype
+        )
+        return (y if site is None else site.wrap(y, row_scale)), residual
+
+
+class CausalConv(nn.Module):
+    """Weight (E, W) and bias (E,) of the causal depthwise convolution, fp32."""
+
+    def __init__(self, channels: int, width: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = parameter(channels, width)
+        self.bias = parameter(channels) if bias else None
+
+
+class Embedding(nn.Module):
+    """Rows of a (V, D) weight."""
+
+    def __init__(self, rows: int, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = parameter(rows, width, dtype=dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids int64 (...) -> (..., D)."""
+        return F.embedding(ids, self.weight)

@@ -1,0 +1,37 @@
+"""From activations to what the operators take: a tensor and the code that decodes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dualscale_mamba.formats.base import KNEE_WIDTH
+from dualscale_mamba.quantization.site import Activation, Coded, values_of
+
+Operand = tuple[Tensor, Tensor | None]
+
+
+def is_scalar_knee(rows: Tensor | None) -> bool:
+    """Whether code rows are one closed form for the whole tensor, which every operator can decode on load."""
+    return rows is not None and rows.shape == (1, KNEE_WIDTH)
+
+
+def operand(activation: Activation, dtype: torch.dtype) -> Operand:
+    """int8 and its code where that is one knee row; values of type ``dtype`` otherwise."""
+    if (
+        isinstance(activation, Coded)
+        and activation.row_scale is None
+        and is_scalar_knee(activation.code.rows)
+    ):
+        return activation.codes, activation.code.rows
+    return values_of(activation, dtype), None
+
+
+def operands(activations: Sequence[Activation], dtype: torch.dtype) -> list[Operand]:
+    """The same for arguments that an operator takes all as int8 or all as values."""
+    pairs = [operand(activation, dtype) for activation in activations]
+    if all(code is not None for _, code in pairs):
+        return pairs
+    return [(values_of(activation, dtype), None) for activation in activations]

@@ -1,0 +1,236 @@
+"""From a folder, a hub id, the embedded models or a random one to a model that is ready to run."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dualscale_mamba.data.tokenizer import Tokenizer
+from dualscale_mamba.errors import CheckpointError, ConfigError
+from dualscale_mamba.models import names
+from dualscale_mamba.models.config import MambaConfig, config_from_json
+from dualscale_mamba.models.initial import RANDOM_SIZES, initialize
+from dualscale_mamba.models.mamba import MambaLM
+from dualscale_mamba.models.official import OfficialLM
+from dualscale_mamba.models.weights import (
+    fit_report,
+    hash_files,
+    hash_tensors,
+    read_json,
+    read_weights,
+    weight_files,
+)
+
+logger = logging.getLogger(__name__)
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+EMBEDDED, RANDOM = "embedded:", "random:"
+IMPLEMENTATIONS = ("native", "mamba_ssm")
+DEFAULT_TOKENIZER = "mamba1-tiny"
+# The published state-spaces/mamba-* repositories carry no tokenizer; they were trained with this one.
+NEOX_TOKENIZER = "EleutherAI/gpt-neox-20b"
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_SAFE_FILES = ["config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json"]
+_PICKLED_FILES = ["config.json", "tokenizer.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model ready to run.
+
+    Attributes:
+        model: In the types and on the device that were asked for.
+        tokenizer: Its tokenizer.
+        config: Its sizes.
+        source: What was asked for.
+        weights_hash: sha256 of the weight files (of the tensors for a random model).
+    """
+
+    model: MambaLM | OfficialLM
+    tokenizer: Tokenizer
+    config: MambaConfig
+    source: str
+    weights_hash: str
+
+
+def load_pretrained(
+    source: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    residual_dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    implementation: str = "native",
+    seed: int = 0,
+) -> Pretrained:
+    """Load a Mamba-1 language model.
+
+    Args:
+        source: A folder, a hub id, ``embedded:NAME`` or ``random:NAME``.
+        revision: Commit, tag or branch on the hub.
+        dtype: Type of linear weights and floating-point activations.
+        residual_dtype: Type of the residual stream.
+        device: Where the model shall lie.
+        implementation: ``native``, or ``mamba_ssm`` for the official package.
+        seed: For the weights of a random model.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be found, read or understood.
+        ConfigError: The source or the implementation cannot work.
+    """
+    check_source(source)
+    if implementation not in IMPLEMENTATIONS:
+        raise ConfigError("model.implementation", implementation, " or ".join(IMPLEMENTATIONS))
+    if source.startswith(RANDOM):
+        config = RANDOM_SIZES[source.removeprefix(RANDOM)]
+        weights = initialize(config, seed)
+        tokenizer = Tokenizer.from_file(ASSETS / DEFAULT_TOKENIZER / "tokenizer.json")
+        fingerprint, where = hash_tensors(weights), source
+    else:
+        folder = locate(source, revision)
+        raw = read_json(folder / "config.json")
+        config = config_from_json(raw, str(folder / "config.json"))
+        tokenizer = _tokenizer(folder, source, raw.get("eos_token_id"))
+        files = weight_files(folder)
+        weights, fingerprint, where = read_weights(files), hash_files(files), str(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} ids but the embedding only {config.vocab_size} rows;"
+            " they do not belong together"
+        )
+    weights = fitted(config, weights, dtype, where)
+    model: MambaLM | OfficialLM
+    if implementation == "mamba_ssm":
+        model = OfficialLM(config, weights, dtype, residual_dtype, torch.device(device))
+    else:
+        model = MambaLM(config, dtype, residual_dtype)
+        model.load_state_dict(weights, assign=True)
+        model.tie()
+        model.to(device)
+    logger.info("loaded %s: %d layers, width %d, %s", source, config.n_layer, config.d_model, dtype)
+    return Pretrained(model.eval(), tokenizer, config, source, fingerprint)
+
+
+def check_source(source: str) -> None:
+    """Refuse a source that cannot work before anything heavy is done; nothing is downloaded.
+
+    Raises:
+        ConfigError: It names no folder, embedded model, random model or hub id.
+    """
+    for prefix, known in ((EMBEDDED, embedded_names()), (RANDOM, sorted(RANDOM_SIZES))):
+        if source.startswith(prefix):
+            if source.removeprefix(prefix) not in known:
+                raise ConfigError("model.source", source, ", ".join(prefix + name for name in known))
+            return
+    if source.startswith("None/"):  # how a folder that is not set appears inside an interpolated path
+        raise ConfigError(
+            "paths.checkpoints", None, "the folder that holds " + source[5:], "Give paths.checkpoints=DIR."
+        )
+    path = Path(source).expanduser()
+    if path.is_file():
+        raise ConfigError("model.source", source, "a folder, not a file", f"Give {path.parent}.")
+    if not path.is_dir() and not _HUB_ID.match(source):
+        raise ConfigError(
+            "model.source", source, "a folder that exists, a hub id, embedded:NAME or random:NAME"
+        )
+
+
+def embedded_names() -> list[str]:
+    """The models that the package carries."""
+    return sorted(path.parent.name for path in ASSETS.glob("*/model.safetensors"))
+
+
+def locate(source: str, revision: str | None) -> Path:
+    """The folder of a checkpoint; a hub id is fetched first, only the files that are needed.
+
+    Raises:
+        CheckpointError: The hub has no such checkpoint or cannot be reached.
+    """
+    if source.startswith(EMBEDDED):
+        return ASSETS / source.removeprefix(EMBEDDED)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    folder = _fetch(source, revision, _SAFE_FILES)
+    if not any(folder.glob("model*.safetensors")):
+        folder = _fetch(source, revision, _PICKLED_FILES)
+    return folder
+
+
+def _fetch(repository: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download  # here: its import takes long, and most runs need no hub
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub's and the network's errors share no base
+        raise CheckpointError(
+            f"{repository} is no folder here, and fetching revision {revision or 'main'} of it from the hub failed"
+            f" ({type(error).__name__}: {str(error).splitlines()[0]}). Give the path of a folder, or check the"
+            " connection and the name"
+        ) from error
+
+
+def _tokenizer(folder: Path, source: str, eos: object) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        if not source.startswith("state-spaces/mamba-"):
+            raise CheckpointError(
+                f"{folder} has no tokenizer.json; copy it there (state-spaces/mamba-* use that of {NEOX_TOKENIZER})"
+            )
+        path = _fetch(NEOX_TOKENIZER, None, ["tokenizer.json"]) / "tokenizer.json"
+    return Tokenizer.from_file(path, eos if isinstance(eos, int) else None)
+
+
+def fitted(
+    config: MambaConfig, weights: Mapping[str, Tensor], dtype: torch.dtype, where: str
+) -> dict[str, Tensor]:
+    """Weights under this package's names, shapes and types, complete and finite.
+
+    Args:
+        config: The sizes that they must have.
+        weights: As read, in either layout.
+        dtype: Of linear weights.
+        where: The checkpoint, for messages.
+
+    Raises:
+        CheckpointError: Weights are missing, unexpected, of a wrong shape or not finite.
+    """
+    found = {names.rename(name, names.FROM_CHECKPOINT): value for name, value in weights.items()}
+    for name, value in found.items():
+        if names.is_conv_weight(name) and value.dim() == 3 and value.shape[1] == 1:
+            found[name] = value[:, 0]
+    _check_tie(config, found, where)
+    with torch.device("meta"):
+        expected = MambaLM(config, dtype).state_dict()
+    if faults := fit_report(expected, found):
+        raise CheckpointError(
+            f"{where}: the weights do not fit config.json: {'; '.join(faults[:8])}. Check that both files belong"
+            " to the same checkpoint"
+        )
+    converted = {name: found[name].to(expected[name].dtype).contiguous() for name in expected}
+    broken = [name for name, value in converted.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise CheckpointError(
+            f"{where}: not finite as {dtype}: {', '.join(broken[:6])}. Try another model.dtype"
+        )
+    return converted
+
+
+def _check_tie(config: MambaConfig, found: dict[str, Tensor], where: str) -> None:
+    """Complete a tied head, or refuse one that is not the embedding."""
+    embedding, head = found.get(names.EMBEDDING), found.get(names.HEAD)
+    if not config.tie_embeddings or embedding is None:
+        return
+    if head is not None and not torch.equal(head, embedding):
+        raise CheckpointError(
+            f"{where}: config.json ties the embeddings, but {names.HEAD} differs from {names.EMBEDDING}; if the head"
+            " is its own matrix, set tie_embeddings (tie_word_embeddings) to false"
+        )
+    found[names.HEAD] = embedding
