@@ -1,0 +1,162 @@
+"""prepare -> calibrate -> convert: from a floating-point model to an int8 one, in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from dualscale_mamba.formats.base import Code
+from dualscale_mamba.models.mamba import MambaLM, MambaMixer
+from dualscale_mamba.observers.base import Fitted
+from dualscale_mamba.observers.histogram import Histogram
+from dualscale_mamba.quantization.calibration import Calibration, calibrate, calibration_key
+from dualscale_mamba.quantization.recipe import Recipe
+from dualscale_mamba.quantization.rotation import base_for, rotate_columns
+from dualscale_mamba.quantization.site import Site
+from dualscale_mamba.quantization.weights import quantize_weight
+
+__all__ = ["QuantizationReport", "calibrate", "calibration_key", "convert", "prepare"]
+
+SiteRow = dict[str, str | float]
+
+
+@dataclass
+class QuantizationReport:
+    """What was chosen at every site that became int8.
+
+    Attributes:
+        sites: One row a site; see :func:`describe`.
+        summary: Means over the layers by site, e.g. ``ssm_input/threshold``, and the weights' bits.
+    """
+
+    sites: list[SiteRow] = field(default_factory=list)
+    summary: dict[str, float] = field(default_factory=dict)
+
+
+def prepare(model: MambaLM, recipe: Recipe) -> MambaLM:
+    """Rotate in place what the recipe rotates; the model's function stays the same.
+
+    Raises:
+        ConfigError: The dimension has no Hadamard transform here.
+    """
+    if not recipe.rotate:
+        return model
+    for block in model.blocks():
+        mixer = block.mixer
+        base = base_for(mixer.out_proj.in_features).to(model.device)
+        mixer.out_proj.weight.data = rotate_columns(mixer.out_proj.weight, base)
+        mixer.rotation = base
+    return model
+
+
+def convert(model: MambaLM, calibration: Calibration, recipe: Recipe) -> QuantizationReport:
+    """Give every active site its code and make the weights int8, in place.
+
+    Args:
+        model: Prepared with the same recipe.
+        calibration: Statistics of that model.
+        recipe: What becomes int8.
+    """
+    report = QuantizationReport()
+    for name, site in model.sites().items():
+        short = name.rsplit(".", 1)[-1]
+        if short not in recipe.active_sites:
+            continue
+        if recipe.is_per_token(short):
+            site.set_code(_unit_code(model.device), per_token=True)
+            report.sites.append({"name": name, "format": "single", "observer": "per_token", "bits_per_value": 8.0})
+            continue
+        histogram = calibration.histograms[name]
+        fitted = recipe.observer_of(short).fit(histogram, site.floor, recipe.mode_of(short))
+        site.set_code(fitted.code.to(model.device))
+        report.sites.append(describe(name, histogram, fitted, type(recipe.observer_of(short)).__name__))
+    for block in model.blocks():
+        block.mixer.x_proj_reads = recipe.x_proj_reads
+        if recipe.weights_bits is not None:
+            quantize_mixer_weights(block.mixer)
+    report.summary = _summary(report.sites)
+    return report
+
+
+def _unit_code(device: torch.device) -> Code:
+    """The code of a site whose rows carry their own scales."""
+    rows = torch.tensor([[1.0, 1.0, 0.0, 127.0, 0.0, 0.0, -127.0, 127.0]], device=device)
+    return Code(rows)
+
+
+def quantize_mixer_weights(mixer: MambaMixer) -> None:
+    """int8, one scale an output channel: the four projections and the convolution.
+
+    The convolution's few weights stay decoded in fp32, on the int8 grid: its kernel multiplies them in fp32.
+    """
+    for layer in (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj):
+        layer.quantize_weight()
+    mixer.conv1d.weight.data = quantize_weight(mixer.conv1d.weight).decoded()
+    _drop_unread(mixer)
+
+
+def _drop_unread(mixer: MambaMixer) -> None:
+    """Free float copies of weights whose input is int8 for certain."""
+    readers: list[tuple[Site, torch.nn.Module]] = [
+        (mixer.in_proj_input, mixer.in_proj),
+        (mixer.dt_input, mixer.dt_proj),
+        (mixer.out_proj_input, mixer.out_proj),
+    ]
+    if mixer.x_proj_reads == "codes":
+        readers.append((mixer.ssm_input, mixer.x_proj))
+    for site, layer in readers:
+        if site.code is not None and site.code.is_knee and site.code.groups == 1:
+            layer.drop_float_weight()  # type: ignore[operator]
+
+
+def describe(name: str, histogram: Histogram, fitted: Fitted, observer: str) -> SiteRow:
+    """The facts of one site's code; where a site has a code a channel, means over the channels.
+
+    Returns:
+        ``inner_scale`` and ``outer_scale`` (steps next to zero and at the top), ``threshold`` (the value where the
+        coarse part begins), ``knee`` (its code) and ``ratio`` (knee codes only), ``outlier_share`` of the counted
+        values above the threshold, ``codes_used`` of 256, ``range_max`` seen, ``sqnr_db``, ``percentile``.
+    """
+    levels = fitted.code.levels().cpu().double()
+    above = torch.where(levels > 0, levels, torch.inf).amin(1)
+    row: SiteRow = {
+        "name": name,
+        "format": type(fitted.mode).__name__.lower(),
+        "observer": observer,
+        "percentile": fitted.percentile,
+        "inner_scale": float(above.mean()),
+        "outer_scale": float(_last_step(levels).mean()),
+        "threshold": float(fitted.range.inner.mean()),
+        "level_min": float(levels[:, 0].mean()),
+        "level_max": float(levels[:, -1].mean()),
+        "outlier_share": float(histogram.share_above(fitted.range.inner).mean()),
+        "range_min": float(histogram.minimum.min()),
+        "range_max": float(histogram.maximum.max()),
+        "codes_used": histogram.codes_used(fitted.code),
+        "sqnr_db": histogram.signal_to_noise_db(fitted.code),
+        "bits_per_value": fitted.code.bits_per_value,
+        "skipped": float(histogram.skipped),
+    }
+    if fitted.code.is_knee:
+        _, _, zero, knee, gain, _, _, _ = fitted.code.rows.cpu().double().mean(0)
+        row |= {"zero": float(zero), "knee": float(knee), "ratio": float(gain) + 1.0}
+    return row
+
+
+def _last_step(levels: torch.Tensor) -> torch.Tensor:
+    """Distance between the two highest different levels of each group."""
+    top = levels[:, -1:]
+    below = torch.where(levels < top, levels, -torch.inf).amax(1)
+    return top[:, 0] - below
+
+
+def _summary(sites: list[SiteRow]) -> dict[str, float]:
+    """Means over the layers of every number, by short site name."""
+    collected: dict[str, list[float]] = {}
+    for row in sites:
+        short = str(row["name"]).rsplit(".", 1)[-1]
+        for key, value in row.items():
+            if isinstance(value, float):
+                collected.setdefault(f"{short}/{key}", []).append(value)
+    return {key: sum(values) / len(values) for key, values in collected.items()}
