@@ -2,9 +2,9 @@
 
     python csrc/check_kernels.py [--arch 80,90,100] [--jobs 2]
 
-No GPU is needed, only nvcc. The flags are those of :mod:`dualscale_mamba.ops.build`, so what is checked here is
-what users compile. A spill to memory in a hot loop costs more than the registers it saves; a kernel that hardly
-runs may spill, if COLD_KERNELS says so. Without nvcc the check is skipped, aloud, with status 0.
+No GPU is needed, only nvcc. The flags are those of :mod:`dualscale_mamba.ops.build`, so what is checked is
+what users compile. A spill to memory in a hot loop costs more than the registers it saves; a kernel that
+hardly runs may spill, if COLD_KERNELS says so. Without nvcc the check is skipped, aloud, with status 0.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from dualscale_mamba.ops.build import BuildError, Recipe, recipe
 
 # Kernels that may spill: patterns over demangled names, each with the reason beside it.
 COLD_KERNELS: tuple[str, ...] = ()
-# From ptxas -v: a "Compiling entry function" line opens a kernel, its properties follow. Functions that were not
-# inlined have properties but no such line; they are charged to the kernel above them.
+# From ptxas -v: a "Compiling entry function" line opens a kernel, its properties follow. Functions that were
+# not inlined have properties but no such line; they are charged to the kernel above them.
 ENTRY = re.compile(r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'")
 SPILLS = re.compile(r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads")
 USED = re.compile(r"Used (?P<registers>\d+) registers(?:.*?(?P<shared>\d+) bytes smem)?")
