@@ -91,6 +91,8 @@ def config_from_json(raw: Mapping[str, Any], where: str) -> MambaConfig:
         config = _from_transformers(raw, where) if "model_type" in raw else _from_state_spaces(raw, where)
     except KeyError as error:
         raise CheckpointError(f"{where}: the field {error} is missing") from error
+    except TypeError as error:
+        raise CheckpointError(f"{where}: a field has the wrong type ({error})") from error
     _check_sizes(config, where)
     return config
 

@@ -35,9 +35,9 @@ def _initial(name: str, shape: torch.Size, config: MambaConfig, generator: torch
     if last == "dt_bias":
         low, high = (math.log(bound) for bound in DELTA_RANGE)
         delta = torch.exp(torch.rand(shape, generator=generator) * (high - low) + low)
-        return delta + torch.log(-torch.expm1(-delta))  # the inverse of softplus
+        return torch.log(torch.expm1(delta))  # the inverse of softplus
     if "embedding" in name or "lm_head" in name:
         return torch.randn(shape, generator=generator) * 0.02
     fan_in = config.d_conv if "conv1d" in name else shape[-1]
-    values = (torch.rand(shape, generator=generator) * 2 - 1) * fan_in**-0.5
+    values = (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(fan_in)
     return values / math.sqrt(config.n_layer) if "out_proj" in name else values

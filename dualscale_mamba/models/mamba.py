@@ -44,17 +44,8 @@ from dualscale_mamba.models.linear import Linear
 from dualscale_mamba.models.operands import is_scalar_knee, operand, operands
 from dualscale_mamba.quantization.site import SILU_FLOOR, Activation, Coded, Site
 
-SITE_NAMES = (
-    "in_proj_input",
-    "conv_input",
-    "z",
-    "ssm_input",
-    "dt_input",
-    "delta",
-    "B",
-    "C",
-    "out_proj_input",
-)
+_SITES = "in_proj_input conv_input z ssm_input dt_input delta B C out_proj_input"
+SITE_NAMES = tuple(_SITES.split())
 X_PROJ_READS = ("codes", "conv_output")
 
 

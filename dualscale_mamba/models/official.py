@@ -1,4 +1,4 @@
-"""The official package (mamba_ssm) behind the interface of this one: the floating-point reference arm on a GPU."""
+"""The official package (mamba_ssm) behind this one's interface: the floating-point reference arm on a GPU."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ class OfficialLM(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        return next(self.lm.parameters()).device
+        weight: Tensor = next(self.lm.parameters())
+        return weight.device
 
     def sites(self) -> dict[str, Site]:
         """None: the official model is the unquantized reference."""

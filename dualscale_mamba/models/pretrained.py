@@ -17,7 +17,7 @@ from dualscale_mamba.models import names
 from dualscale_mamba.models.config import MambaConfig, config_from_json
 from dualscale_mamba.models.initial import RANDOM_SIZES, initialize
 from dualscale_mamba.models.mamba import MambaLM
-from dualscale_mamba.models.official import OfficialLM
+from dualscale_mamba.models.official import OfficialLM, check_available
 from dualscale_mamba.models.weights import (
     fit_report,
     hash_files,
@@ -88,24 +88,16 @@ def load_pretrained(
     check_source(source)
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError("model.implementation", implementation, " or ".join(IMPLEMENTATIONS))
-    if source.startswith(RANDOM):
-        config = RANDOM_SIZES[source.removeprefix(RANDOM)]
-        weights = initialize(config, seed)
-        tokenizer = Tokenizer.from_file(ASSETS / DEFAULT_TOKENIZER / "tokenizer.json")
-        fingerprint, where = hash_tensors(weights), source
-    else:
-        folder = locate(source, revision)
-        raw = read_json(folder / "config.json")
-        config = config_from_json(raw, str(folder / "config.json"))
-        tokenizer = _tokenizer(folder, source, raw.get("eos_token_id"))
-        files = weight_files(folder)
-        weights, fingerprint, where = read_weights(files), hash_files(files), str(folder)
-    if tokenizer.vocab_size > config.vocab_size:
+    if implementation == "mamba_ssm":
+        check_available(torch.device(device))
+    read = _random(source, seed) if source.startswith(RANDOM) else _read(source, revision)
+    config, where = read.config, read.where
+    if read.tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} ids but the embedding only {config.vocab_size} rows;"
+            f"{where}: the tokenizer has {read.tokenizer.vocab_size} ids, the embedding {config.vocab_size} rows;"
             " they do not belong together"
         )
-    weights = fitted(config, weights, dtype, where)
+    weights = fitted(config, read.weights, dtype, where)
     model: MambaLM | OfficialLM
     if implementation == "mamba_ssm":
         model = OfficialLM(config, weights, dtype, residual_dtype, torch.device(device))
@@ -115,7 +107,32 @@ def load_pretrained(
         model.tie()
         model.to(device)
     logger.info("loaded %s: %d layers, width %d, %s", source, config.n_layer, config.d_model, dtype)
-    return Pretrained(model.eval(), tokenizer, config, source, fingerprint)
+    return Pretrained(model.eval(), read.tokenizer, config, source, read.fingerprint)
+
+
+@dataclass(frozen=True)
+class _Read:
+    config: MambaConfig
+    weights: dict[str, Tensor]
+    tokenizer: Tokenizer
+    fingerprint: str
+    where: str
+
+
+def _random(source: str, seed: int) -> _Read:
+    config = RANDOM_SIZES[source.removeprefix(RANDOM)]
+    weights = initialize(config, seed)
+    tokenizer = Tokenizer.from_file(ASSETS / DEFAULT_TOKENIZER / "tokenizer.json")
+    return _Read(config, weights, tokenizer, hash_tensors(weights), source)
+
+
+def _read(source: str, revision: str | None) -> _Read:
+    folder = locate(source, revision)
+    raw = read_json(folder / "config.json")
+    config = config_from_json(raw, str(folder / "config.json"))
+    tokenizer = _tokenizer(folder, source, raw.get("eos_token_id"))
+    files = weight_files(folder)
+    return _Read(config, read_weights(files), tokenizer, hash_files(files), str(folder))
 
 
 def check_source(source: str) -> None:
@@ -129,16 +146,13 @@ def check_source(source: str) -> None:
             if source.removeprefix(prefix) not in known:
                 raise ConfigError("model.source", source, ", ".join(prefix + name for name in known))
             return
-    if source.startswith("None/"):  # how a folder that is not set appears inside an interpolated path
-        raise ConfigError(
-            "paths.checkpoints", None, "the folder that holds " + source[5:], "Give paths.checkpoints=DIR."
-        )
     path = Path(source).expanduser()
     if path.is_file():
         raise ConfigError("model.source", source, "a folder, not a file", f"Give {path.parent}.")
     if not path.is_dir() and not _HUB_ID.match(source):
+        hint = "Give model.source=DIR, or paths.checkpoints=DIR for a model that is found under it."
         raise ConfigError(
-            "model.source", source, "a folder that exists, a hub id, embedded:NAME or random:NAME"
+            "model.source", source, "a folder that exists, a hub id, embedded:NAME or random:NAME", hint
         )
 
 
@@ -171,9 +185,9 @@ def _fetch(repository: str, revision: str | None, patterns: list[str]) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub's and the network's errors share no base
         raise CheckpointError(
-            f"{repository} is no folder here, and fetching revision {revision or 'main'} of it from the hub failed"
-            f" ({type(error).__name__}: {str(error).splitlines()[0]}). Give the path of a folder, or check the"
-            " connection and the name"
+            f"{repository} is no folder here, and fetching its revision {revision or 'main'} from the hub"
+            f" failed ({type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]})."
+            " Give the path of a folder, or check the connection and the name"
         ) from error
 
 
@@ -182,7 +196,7 @@ def _tokenizer(folder: Path, source: str, eos: object) -> Tokenizer:
     if not path.is_file():
         if not source.startswith("state-spaces/mamba-"):
             raise CheckpointError(
-                f"{folder} has no tokenizer.json; copy it there (state-spaces/mamba-* use that of {NEOX_TOKENIZER})"
+                f"{folder} has no tokenizer.json; copy it there (state-spaces/mamba-* use {NEOX_TOKENIZER}'s)"
             )
         path = _fetch(NEOX_TOKENIZER, None, ["tokenizer.json"]) / "tokenizer.json"
     return Tokenizer.from_file(path, eos if isinstance(eos, int) else None)
@@ -211,8 +225,8 @@ def fitted(
         expected = MambaLM(config, dtype).state_dict()
     if faults := fit_report(expected, found):
         raise CheckpointError(
-            f"{where}: the weights do not fit config.json: {'; '.join(faults[:8])}. Check that both files belong"
-            " to the same checkpoint"
+            f"{where}: the weights do not fit config.json: {'; '.join(faults[:8])}. Check that both"
+            " files belong to the same checkpoint"
         )
     converted = {name: found[name].to(expected[name].dtype).contiguous() for name in expected}
     broken = [name for name, value in converted.items() if not torch.isfinite(value).all()]
@@ -230,7 +244,7 @@ def _check_tie(config: MambaConfig, found: dict[str, Tensor], where: str) -> Non
         return
     if head is not None and not torch.equal(head, embedding):
         raise CheckpointError(
-            f"{where}: config.json ties the embeddings, but {names.HEAD} differs from {names.EMBEDDING}; if the head"
-            " is its own matrix, set tie_embeddings (tie_word_embeddings) to false"
+            f"{where}: config.json ties the embeddings, but {names.HEAD} differs from {names.EMBEDDING}; if"
+            " the head is its own matrix, set tie_embeddings (tie_word_embeddings) to false"
         )
     found[names.HEAD] = embedding

@@ -1,7 +1,7 @@
 """Weight files: which a folder has, their tensors, their hash.
 
-safetensors files come first. A pickled ``.bin`` is only read with ``weights_only`` and a torch whose unpickler has no
-known way around it.
+safetensors files come first. A pickled ``.bin`` is only read with ``weights_only`` and by a torch whose
+unpickler has no known way around it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / index).is_file():
             return _shards(folder / index)
     raise CheckpointError(
-        f"{folder} has none of {', '.join(_SINGLE + _INDEX)}; it has {_listing(folder)}. Give a folder with weights"
+        f"{folder} has none of {', '.join(_SINGLE + _INDEX)}; it has {_listing(folder)}. Give a folder with"
+        " weights"
     )
 
 
@@ -101,8 +102,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - no iterator
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is truncated or no safetensors file ({error}); copy or download"
-            " it again"
+            f"{path} ({path.stat().st_size} bytes) is truncated or no safetensors file ({error}); copy or"
+            " download it again"
         ) from error
 
 
@@ -117,8 +118,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} is refused: it holds more than tensors, and unpickling that could run code. Use a checkpoint"
-            " with model.safetensors"
+            f"{path} is refused: it holds more than tensors, and unpickling that could run code. Use a"
+            " checkpoint with model.safetensors"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise CheckpointError(
