@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import logging
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from dualscale_mamba.data.text import text_hash
 from dualscale_mamba.evaluation.base import Context, Evaluated, Metric, evaluating, require_positive
-from dualscale_mamba.evaluation.task_files import BLIMP, check_tasks, write_tasks
+from dualscale_mamba.evaluation.task_files import BLIMP, MINIMAL_PAIRS, check_tasks, write_tasks
 
 _LONGEST_TARGET = 100
 
@@ -26,7 +27,8 @@ class Harness:
 
     Args:
         tasks: ``minimal_pairs``, ``lambada_openai``, ``hellaswag``, ``piqa``, ``arc_easy``,
-            ``arc_challenge``, ``winogrande``, ``openbookqa``, ``wikitext``, ``blimp``, ``blimp_<set>``, or paths of task files.
+            ``arc_challenge``, ``winogrande``, ``openbookqa``, ``wikitext``, ``blimp``, ``blimp_<set>``,
+            or paths of task files.
         batch_size: Rows per forward pass; fixed, because it can change results in the last digits.
         limit: Documents per task; None takes the full sets.
         max_length: Longest input in tokens; a longer context loses its beginning.
@@ -54,7 +56,7 @@ class Harness:
         model = language_model.HarnessModel(
             context.model, context.tokenizer, batch_size=self.batch_size, max_length=self.max_length
         )
-        with tempfile.TemporaryDirectory(prefix="dualscale_mamba_tasks_") as folder, _quiet():
+        with tempfile.TemporaryDirectory(prefix="dualscale_mamba_tasks_") as folder, _tamed():
             names = write_tasks(list(self.tasks), Path(folder), context.data_root)
             manager = tasks.TaskManager(include_defaults=False, include_path=folder)
             output = lm_eval.evaluate(
@@ -84,24 +86,38 @@ class Harness:
             "max_length": self.max_length,
             "rows": model.rows,
             "request_order": model.order.hexdigest(),
-            "data": "hub" if context.data_root is None else "local",
+            "data": _where(names, context.data_root),
             "lm_eval": importlib.metadata.version("lm_eval"),
         }
 
 
+def _where(names: Sequence[str], data_root: Path | None) -> str:
+    if all(name == MINIMAL_PAIRS for name in names):
+        return "embedded"
+    return "hub" if data_root is None else "local"
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides the progress bars of building requests, which are over at once and pollute logs."""
+def _tamed() -> Iterator[None]:
+    """Hides lm-eval's bars of building requests and remarks on its own files; compiles a template once."""
     datasets = importlib.import_module("datasets")
     task: Any = importlib.import_module("lm_eval.api.task")
-    bar, shown = task.tqdm, datasets.are_progress_bars_disabled()
+    bar, hidden = task.tqdm, datasets.are_progress_bars_disabled()
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    templates = importlib.import_module("lm_eval.utils").env
+    # lm-eval compiles a task's template again for every document, which takes longer than a tiny model.
+    templates.from_string = functools.cache(templates.from_string)
+    logger.setLevel(logging.ERROR)
     task.tqdm = functools.partial(bar, disable=True)
     datasets.disable_progress_bars()
     try:
         yield
     finally:
+        del templates.from_string  # the method of the class shows again
         task.tqdm = bar
-        if not shown:
+        logger.setLevel(level)
+        if not hidden:
             datasets.enable_progress_bars()
 
 

@@ -1,11 +1,15 @@
-"""Log-probabilities of tokens under one model, or under two, in float64 and in bounded memory."""
+"""Log-probabilities of tokens under one model, or under two, in bounded memory.
+
+One model's are computed in float32, as lm-eval does; differences between two models, which may be far smaller
+than either, in float64.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dualscale_mamba.evaluation.base import LanguageModel
@@ -41,8 +45,7 @@ def window_nll(model: LanguageModel, windows: Tensor) -> Tensor:
     windows = windows.to(model.device)
     targets = windows[:, 1:]
     logits = model(windows[:, :-1])
-    parts = [-_log_probabilities(part, ids) for part, ids in _parts(logits.flatten(0, 1), targets.flatten())]
-    return torch.cat(parts).view_as(targets)
+    return -token_log_probabilities(logits.flatten(0, 1), targets.flatten()).view_as(targets)
 
 
 @torch.inference_mode()
@@ -61,7 +64,7 @@ def compare(model: LanguageModel, reference: LanguageModel, windows: Tensor) -> 
     targets = windows[:, 1:]
     logits = model(windows[:, :-1]).flatten(0, 1)
     reference_logits = reference(windows[:, :-1].to(reference.device)).flatten(0, 1).to(logits.device)
-    rows = max(1, _LOGITS_AT_ONCE // logits.shape[-1])
+    rows = _rows_at_once(logits)
     parts = [
         _compare_rows(*part)
         for part in zip(
@@ -80,10 +83,14 @@ def token_log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
         targets: (rows,) int64.
 
     Returns:
-        Nats (rows,) float64.
+        Nats (rows,), computed in float32, given as float64 so that sums over them are exact.
     """
-    parts = [_log_probabilities(part, ids) for part, ids in _parts(logits, targets)]
-    return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float64)
+    rows = _rows_at_once(logits)
+    parts = [
+        F.cross_entropy(part.float(), ids, reduction="none")
+        for part, ids in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True)
+    ]
+    return -torch.cat(parts).double()
 
 
 def _compare_rows(logits: Tensor, reference_logits: Tensor, targets: Tensor) -> Compared:
@@ -100,11 +107,5 @@ def _compare_rows(logits: Tensor, reference_logits: Tensor, targets: Tensor) -> 
     )
 
 
-def _parts(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    rows = max(1, _LOGITS_AT_ONCE // logits.shape[-1])
-    return zip(torch.split(logits, rows), torch.split(targets, rows), strict=True)
-
-
-def _log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
-    chosen = logits.gather(1, targets.unsqueeze(1)).squeeze(1).double()
-    return chosen - logits.double().logsumexp(-1)
+def _rows_at_once(logits: Tensor) -> int:
+    return max(1, _LOGITS_AT_ONCE // logits.shape[-1])
