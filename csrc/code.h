@@ -104,14 +104,22 @@ struct Table {
 
   DUALSCALE_HOST_DEVICE float decode(float q) const { return row[static_cast<int>(q) + 128]; }
 
+  // One step of the binary search: `count` thresholds are known not to be above x; are `step` more?
+  DUALSCALE_HOST_DEVICE int advance(float x, int count, int step) const {
+    return count + (x >= row[kLevels - 1 + count + step] ? step : 0);
+  }
+
   DUALSCALE_HOST_DEVICE float encode(float x) const {
     x = x == x ? x : 0.0f;
-    const float* thresholds = row + kLevels;
     int count = 0;
-#pragma unroll
-    for (int step = 128; step > 0; step >>= 1) {
-      count += x >= thresholds[count + step - 1] ? step : 0;
-    }
+    count = advance(x, count, 128);
+    count = advance(x, count, 64);
+    count = advance(x, count, 32);
+    count = advance(x, count, 16);
+    count = advance(x, count, 8);
+    count = advance(x, count, 4);
+    count = advance(x, count, 2);
+    count = advance(x, count, 1);
     return static_cast<float>(count - 128);
   }
 };

@@ -13,23 +13,12 @@
 #endif
 
 #include "checks.h"
+#include "cpu/vector_math.h"
 
 namespace dualscale::cpu {
 
 // fp32 values that fit in the first-level cache beside what an operator keeps there.
 constexpr int64_t kBlock = 512;
-
-inline uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
-inline float float_of(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
 
 inline void widen(const Half* in, float* out, int64_t n) {
   int64_t i = 0;
