@@ -1,0 +1,142 @@
+// encode and decode: bitwise what the PyTorch reference gives.
+#include "launch.cuh"
+#include "vector.cuh"
+
+namespace dualscale {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kVector = 8;
+constexpr int kRowsPerThread = 4;
+
+struct Shape {
+  int64_t rows, channels, in_stride, vectors;
+  bool in_aligned, out_aligned;
+};
+
+// The codes of a thread's channels: one, or one a channel.
+template <class Family, int kCodes>
+struct ChannelCodes {
+  Family code[kCodes];
+
+  __device__ ChannelCodes(const float* rows, int width, int64_t channel, int64_t channels) {
+#pragma unroll
+    for (int i = 0; i < kCodes; ++i) {
+      const int64_t row = kCodes == 1 ? 0 : min(channel + i, channels - 1);
+      code[i] = Family::load(rows + row * width);
+    }
+  }
+  __device__ __forceinline__ const Family& operator[](int i) const { return code[kCodes == 1 ? 0 : i]; }
+};
+
+// In = int8 decodes, Out = int8 encodes. A table that all channels share is searched in shared memory.
+template <class Family, class In, class Out, int kCodes>
+__global__ void __launch_bounds__(kThreads) transcode(const In* in, Out* out, const float* rows, Shape shape) {
+  constexpr bool kTable = std::is_same_v<Family, Table>;
+  constexpr int kWidth = kTable ? kTableWidth : kKneeWidth;
+  __shared__ float table[kTable && kCodes == 1 ? kTableWidth : 1];
+  if constexpr (kTable && kCodes == 1) {
+    for (int i = threadIdx.x; i < kTableWidth; i += kThreads) {
+      table[i] = rows[i];
+    }
+    __syncthreads();
+    rows = table;
+  }
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t channel = item % shape.vectors * kVector;
+  const int64_t first = item / shape.vectors * kRowsPerThread;
+  if (first >= shape.rows) {
+    return;
+  }
+  const int valid = static_cast<int>(min(static_cast<int64_t>(kVector), shape.channels - channel));
+  const ChannelCodes<Family, kCodes> codes(rows, kWidth, channel, shape.channels);
+  Raw<In, kVector> raw[kRowsPerThread];
+#pragma unroll
+  for (int r = 0; r < kRowsPerThread; ++r) {
+    if (first + r < shape.rows) {
+      raw[r] = load_raw<In, kVector>(in + (first + r) * shape.in_stride + channel, shape.in_aligned, valid);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRowsPerThread; ++r) {
+    if (first + r < shape.rows) {
+      float x[kVector];
+      unpack(raw[r], x);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        x[i] = std::is_same_v<Out, int8_t> ? codes[i].encode(x[i]) : codes[i].decode(x[i]);
+      }
+      store_raw(out + (first + r) * shape.channels + channel, pack<Out, kVector>(x), shape.out_aligned, valid);
+    }
+  }
+}
+
+template <class In, class Out>
+void launch(const char* op, const Tensor& input, const Tensor& code, Tensor& output) {
+  if (input.numel() == 0) {
+    return;
+  }
+  const OnDevice device(input);
+  const Rows rows = rows_of(input);
+  const bool per_channel = code.size(0) > 1;
+  Shape shape{rows.count, rows.channels, rows.stride, 0, false, false};
+  if (!per_channel && (rows.count == 1 || rows.stride == rows.channels)) {  // one long row: no ragged ends
+    shape = {1, rows.count * rows.channels, rows.count * rows.channels, 0, false, false};
+  }
+  // Long single rows are folded, so that a thread still has several vectors in flight.
+  const int64_t folded = kVector * kRowsPerThread * kThreads;
+  if (!per_channel && shape.rows == 1 && shape.channels % folded == 0) {
+    shape.rows = kRowsPerThread;
+    shape.channels /= kRowsPerThread;
+    shape.in_stride = shape.channels;
+  }
+  shape.vectors = ceil_div(shape.channels, kVector);
+  const auto start = reinterpret_cast<uintptr_t>(rows.tensor.data_ptr());
+  shape.in_aligned = start % Raw<In, kVector>::kAlignment == 0 &&
+                     (shape.rows == 1 || shape.in_stride * sizeof(In) % Raw<In, kVector>::kAlignment == 0);
+  shape.out_aligned = shape.rows == 1 || shape.channels * sizeof(Out) % Raw<Out, kVector>::kAlignment == 0;
+  const int64_t items = shape.vectors * ceil_div(shape.rows, kRowsPerThread);
+  const unsigned grid = grid_of(op, ceil_div(items, kThreads));
+  const auto* in = static_cast<const In*>(rows.tensor.data_ptr());
+  auto* out = static_cast<Out*>(output.data_ptr());
+  const auto run = [&](auto kernel) {
+    kernel<<<grid, kThreads, 0, device.stream>>>(in, out, floats(code), shape);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  };
+  if (is_knee(code)) {
+    per_channel ? run(transcode<Knee, In, Out, kVector>) : run(transcode<Knee, In, Out, 1>);
+  } else {
+    per_channel ? run(transcode<Table, In, Out, kVector>) : run(transcode<Table, In, Out, 1>);
+  }
+}
+
+Tensor encode(const Tensor& x, const Tensor& code) {
+  check_floating({"encode", "x"}, x);
+  check_channels({"encode", "x"}, x);
+  check_code({"encode", "code"}, code, x.size(x.dim() - 1), Codes::kAny, x);
+  Tensor codes = torch::stable::new_empty(x, x.sizes(), ScalarType::Char);
+  dispatch_floating(x.scalar_type(), [&](auto type) {
+    launch<typename decltype(type)::type, int8_t>("encode", x, code, codes);
+  });
+  return codes;
+}
+
+Tensor decode(const Tensor& codes, const Tensor& code, ScalarType dtype) {
+  check_type({"decode", "codes"}, codes, ScalarType::Char);
+  check_channels({"decode", "codes"}, codes);
+  check_result_type({"decode", "dtype"}, dtype);
+  check_code({"decode", "code"}, code, codes.size(codes.dim() - 1), Codes::kAny, codes);
+  Tensor values = torch::stable::new_empty(codes, codes.sizes(), dtype);
+  dispatch_floating(dtype, [&](auto type) {
+    launch<int8_t, typename decltype(type)::type>("decode", codes, code, values);
+  });
+  return values;
+}
+
+}  // namespace
+}  // namespace dualscale
+
+STABLE_TORCH_LIBRARY_IMPL(dualscale, CUDA, m) {
+  m.impl("encode", TORCH_BOX(&dualscale::encode));
+  m.impl("decode", TORCH_BOX(&dualscale::decode));
+}
