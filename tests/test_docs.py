@@ -69,8 +69,8 @@ def composed(overrides: list[str]) -> DictConfig:
 
 def jobs(overrides: list[str]) -> list[list[str]]:
     """The jobs of a multirun: a stored sweep's grids and choices ``a,b`` taken apart."""
-    node = composed([word for word in overrides if word.startswith("sweeps=")]).hydra.sweeper
-    settings = OmegaConf.to_container(node, resolve=False)
+    stored = [word for word in overrides if word.startswith("sweeps=")]
+    settings = OmegaConf.to_container(composed(stored).hydra.sweeper, resolve=False) if stored else {}
     assert isinstance(settings, dict)
     params = [f"{key}={value}" for key, value in (settings.get("params") or {}).items()]
     parsed = OverridesParser.create().parse_overrides([*params, *overrides])
@@ -114,6 +114,6 @@ def test_make_targets_exist(path: Path) -> None:
         re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     )
     named = set(TARGET.findall(text_of(path))) | set(
-        re.findall(r"^make ([a-z]+)", text_of(path), flags=re.MULTILINE)
+        re.findall(r"^make ([a-z]+)(?:  |$)", text_of(path), flags=re.MULTILINE)
     )
     assert named <= known, f"{path.name} names make targets that do not exist: {sorted(named - known)}"
