@@ -8,6 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "code.h"
 
 namespace dualscale::cpu {
@@ -34,27 +38,53 @@ DUALSCALE_INLINE float fma_of(float a, float b, float c) {
 #endif
 }
 
+// As many fp32 lanes as one register has.
+#if defined(__AVX512F__)
+constexpr int64_t kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int64_t kLanes = 8;
+#else
+constexpr int64_t kLanes = 4;
+#endif
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
+
+DUALSCALE_INLINE Vec fma_of(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+DUALSCALE_INLINE Vec load_vec(const float* from) {
+  Vec v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+DUALSCALE_INLINE void store_vec(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
+
 constexpr float kLog2E = 1.44269504f;
 // Adding and subtracting 1.5 * 2^23 rounds to an integer, which then lies in the low bits.
 constexpr float kRounder = 12582912.0f;
 
-// 2^r for |r| <= 1/2: minimax fit, relative error 2e-9 before rounding.
-DUALSCALE_INLINE float exp2_fraction(float r) {
-  float p = 1.5353362e-4f;
-  p = fma_of(p, r, 1.3398875e-3f);
-  p = fma_of(p, r, 9.6184369e-3f);
-  p = fma_of(p, r, 5.5503324e-2f);
-  p = fma_of(p, r, 2.4022648e-1f);
-  p = fma_of(p, r, 6.9314718e-1f);
-  return fma_of(p, r, 1.0f);
-}
-
 // 2^y for y <= 127; everything below 2^-126 becomes 2^-126. For decays, where that is nothing.
-DUALSCALE_INLINE float exp2_decay(float y) {
-  y = y < -126.0f ? -126.0f : y;  // in this order a NaN stays
-  const float rounded = y + kRounder;
-  const float p = exp2_fraction(y - (rounded - kRounder));
-  return float_of(bits_of(p) + (bits_of(rounded) << 23));
+DUALSCALE_INLINE Vec exp2_decay(Vec y) {
+  const Vec zero = {};
+  y = y < -126.0f ? zero - 126.0f : y;  // in this order a NaN stays
+  const Vec rounded = y + kRounder;
+  const Vec r = y - (rounded - kRounder);
+  Vec p = zero + 1.5353362e-4f;  // 2^r for |r| <= 1/2: minimax fit, relative error 2e-9 before rounding
+  p = fma_of(p, r, zero + 1.3398875e-3f);
+  p = fma_of(p, r, zero + 9.6184369e-3f);
+  p = fma_of(p, r, zero + 5.5503324e-2f);
+  p = fma_of(p, r, zero + 2.4022648e-1f);
+  p = fma_of(p, r, zero + 6.9314718e-1f);
+  p = fma_of(p, r, zero + 1.0f);
+  return (Vec)((IntVec)p + ((IntVec)rounded << 23));
 }
 
 // e^x, with subnormal results and infinity.

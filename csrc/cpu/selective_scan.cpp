@@ -1,0 +1,284 @@
+// Selective scan (Gu & Dao 2023, Algorithm 2), for a sequence and for one token.
+//
+// A task is one batch entry and one block of channels, walked in chunks of tokens: first the inputs of the chunk
+// are decoded and passed through softplus and SiLU, row by row; then each register-wide group of channels runs the
+// recurrence with its states in registers. Channels are the lanes, so that nothing is ever summed across lanes.
+#include <algorithm>
+#include <memory>
+
+#include "checks.h"
+#include "cpu/rows.h"
+#include "cpu/vector_math.h"
+
+namespace dualscale::cpu {
+namespace {
+
+constexpr int64_t kChannels = 64;  // of a task
+constexpr int64_t kTokens = 32;    // of a chunk
+constexpr int64_t kMaxState = 256;
+
+struct Inputs {
+  const char* op;
+  const Tensor &u, &delta, &A, &B, &C;
+  const OptionalTensor &u_code, &delta_code, &B_code, &C_code, &D, &z, &z_code, &delta_bias;
+};
+
+// `of_channels` is the shape of u, `of_states` that of B and C.
+void check_inputs(const Inputs& in, ScalarType dtype) {
+  const Tensor& u = in.u;
+  check_channels({in.op, "u"}, u);
+  check_activation({in.op, "u"}, u, in.u_code, Codes::kAny, u);
+  const int64_t channels = u.size(u.dim() - 1);
+  check_dim({in.op, "A"}, in.A, 2);
+  const int64_t states = in.A.size(1);
+  check_parameter({in.op, "A"}, in.A, {channels, states}, u);
+  if (states < 1 || states > kMaxState) {
+    refuse({in.op, "A"}, "has " + std::to_string(states) + " states", "1 to " + std::to_string(kMaxState));
+  }
+  const auto check = [&](const char* name, const Tensor& tensor, const OptionalTensor& code, int64_t size) {
+    check_dim({in.op, name}, tensor, u.dim());
+    if (u.dim() == 3) {
+      check_shape({in.op, name}, tensor, {u.size(0), u.size(1), size});
+    } else {
+      check_shape({in.op, name}, tensor, {u.size(0), size});
+    }
+    check_activation({in.op, name}, tensor, code, Codes::kKneeOneRow, u);
+    if (code.has_value() != in.delta_code.has_value()) {
+      refuse({in.op, name}, code ? "is int8 but delta is not" : "is floating point but delta is int8",
+             "int8 for all of delta, B, C and z, or for none");
+    }
+  };
+  check("delta", in.delta, in.delta_code, channels);
+  check("B", in.B, in.B_code, states);
+  check("C", in.C, in.C_code, states);
+  if (in.z) {
+    check("z", *in.z, in.z_code, channels);
+  }
+  check_parameter({in.op, "D"}, in.D, {channels}, u);
+  check_parameter({in.op, "delta_bias"}, in.delta_bias, {channels}, u);
+  check_result_type({in.op, "dtype"}, dtype);
+}
+
+void check_state(const Argument& argument, const Tensor& state, const Inputs& in) {
+  check_type(argument, state, ScalarType::Float);
+  check_shape(argument, state, {in.u.size(0), in.A.size(0), in.A.size(1)});
+  check_same_device(argument, state, in.u);
+  check_last_stride(argument, state);
+}
+
+const float* pointer(const OptionalTensor& tensor) { return tensor ? tensor->const_data_ptr<float>() : nullptr; }
+
+// Decoding of rows of u, delta and z, with what happens to them before the recurrence.
+struct Reader {
+  Source u, delta, z;
+  const float *skip, *bias;
+  bool gated;
+
+  explicit Reader(const Inputs& in)
+      : u(in.u, in.u_code),
+        delta(in.delta, in.delta_code),
+        z(in.z ? *in.z : in.u, in.z ? in.z_code : in.u_code),
+        skip(pointer(in.D)),
+        bias(pointer(in.delta_bias)),
+        gated(in.z.has_value()) {}
+
+  // step = softplus(delta + bias), input = step * u, direct = D u, gate = SiLU(z), each for channels [c, c + n).
+  void read(int64_t u_at, int64_t delta_at, int64_t z_at, int64_t c, int64_t n, float* step, float* input,
+            float* direct, float* gate) const {
+    alignas(64) float scratch[kChannels];
+    const float* value = delta.read(delta_at, c, n, scratch);
+    for (int64_t i = 0; i < n; ++i) {
+      step[i] = bias ? value[i] + bias[c + i] : value[i];
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      step[i] = softplus_of(step[i]);
+    }
+    value = u.read(u_at, c, n, scratch);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      input[i] = step[i] * value[i];
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      direct[i] = skip ? skip[c + i] * value[i] : 0.0f;
+    }
+    if (gated) {
+      value = z.read(z_at, c, n, scratch);
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) {
+        gate[i] = silu_of(value[i]);
+      }
+    }
+  }
+};
+
+// What a chunk of tokens needs, decoded.
+struct Chunk {
+  alignas(64) float step[kTokens][kChannels], input[kTokens][kChannels], output[kTokens][kChannels],
+      gate[kTokens][kChannels];
+  alignas(64) float B[kTokens][kMaxState], C[kTokens][kMaxState];
+};
+
+// `tokens` steps of the recurrence for the kLanes channels from `lane` on. state and A2 (A times log2 e) are
+// [state][kChannels]. kStates is the number of states where it is known, so that they stay in registers, or 0.
+template <int64_t kStates>
+void recur(Chunk& chunk, int64_t tokens, int64_t lane, int64_t states, float (*state)[kChannels],
+           const float (*A2)[kChannels]) {
+  Vec h[kStates ? kStates : kMaxState];
+  const int64_t count = kStates ? kStates : states;
+  for (int64_t n = 0; n < count; ++n) {
+    h[n] = load_vec(state[n] + lane);
+  }
+  for (int64_t t = 0; t < tokens; ++t) {
+    const Vec step = load_vec(chunk.step[t] + lane), input = load_vec(chunk.input[t] + lane);
+    Vec even = load_vec(chunk.output[t] + lane), odd = {};
+    const float *B = chunk.B[t], *C = chunk.C[t];
+#pragma GCC unroll 16
+    for (int64_t n = 0; n < count; ++n) {
+      const Vec decay = exp2_decay(step * load_vec(A2[n] + lane));
+      h[n] = fma_of(decay, h[n], input * B[n]);
+      Vec& sum = n % 2 ? odd : even;  // two chains of additions instead of one
+      sum = fma_of(h[n], Vec{} + C[n], sum);
+    }
+    store_vec(chunk.output[t] + lane, even + odd);
+  }
+  for (int64_t n = 0; n < count; ++n) {
+    store_vec(state[n] + lane, h[n]);
+  }
+}
+
+std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor& u_code, const Tensor& delta,
+                                          const OptionalTensor& delta_code, const Tensor& A, const Tensor& B,
+                                          const OptionalTensor& B_code, const Tensor& C, const OptionalTensor& C_code,
+                                          const OptionalTensor& D, const OptionalTensor& z,
+                                          const OptionalTensor& z_code, const OptionalTensor& delta_bias,
+                                          const OptionalTensor& initial, ScalarType dtype) {
+  const Inputs in{"selective_scan", u, delta, A, B, C, u_code, delta_code, B_code, C_code, D, z, z_code, delta_bias};
+  check_dim({in.op, "u"}, u, 3);
+  check_inputs(in, dtype);
+  if (initial) {
+    check_state({in.op, "initial"}, *initial, in);
+  }
+  const int64_t batch = u.size(0), length = u.size(1), channels = u.size(2), states = A.size(1);
+  Tensor y = empty_of(u, dtype);
+  Tensor last = torch::stable::new_empty(u, {batch, channels, states}, ScalarType::Float);
+  const Reader reader(in);
+  const Source source_B(B, B_code), source_C(C, C_code);
+  const Sink sink(y, std::nullopt);
+  const float *decay = A.const_data_ptr<float>(), *first = pointer(initial);
+  float* const final_state = last.mutable_data_ptr<float>();
+  const int64_t i_batch = initial ? initial->stride(0) : 0, i_channel = initial ? initial->stride(1) : 0;
+  const int64_t z_batch = z ? z->stride(0) : 0, z_token = z ? z->stride(1) : 0;
+  const int64_t u_batch = u.stride(0), u_token = u.stride(1), d_batch = delta.stride(0), d_token = delta.stride(1);
+  const int64_t B_batch = B.stride(0), B_token = B.stride(1), C_batch = C.stride(0), C_token = C.stride(1);
+  const int64_t blocks = (channels + kChannels - 1) / kChannels;
+
+  torch::stable::parallel_for(0, batch * blocks, 1, [&](int64_t begin, int64_t end) {
+    const auto chunk = std::make_unique<Chunk>();
+    const auto buffer = std::make_unique<float[][kChannels]>(static_cast<size_t>(2 * states));
+    float(*const state)[kChannels] = buffer.get();
+    float(*const A2)[kChannels] = buffer.get() + states;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / blocks, c = task % blocks * kChannels, n = std::min(kChannels, channels - c);
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t s = 0; s < states; ++s) {
+          A2[s][i] = decay[(c + i) * states + s] * kLog2E;
+          state[s][i] = first ? first[b * i_batch + (c + i) * i_channel + s] : 0.0f;
+        }
+      }
+      for (int64_t start = 0; start < length; start += kTokens) {
+        const int64_t tokens = std::min(kTokens, length - start);
+        for (int64_t k = 0; k < tokens; ++k) {
+          const int64_t t = start + k;
+          reader.read(b * u_batch + t * u_token, b * d_batch + t * d_token, b * z_batch + t * z_token, c, n,
+                      chunk->step[k], chunk->input[k], chunk->output[k], chunk->gate[k]);
+          alignas(64) float scratch[kMaxState];
+          const auto bytes = static_cast<size_t>(states) * sizeof(float);
+          std::memcpy(chunk->B[k], source_B.read(b * B_batch + t * B_token, 0, states, scratch), bytes);
+          std::memcpy(chunk->C[k], source_C.read(b * C_batch + t * C_token, 0, states, scratch), bytes);
+        }
+        for (int64_t lane = 0; lane < n; lane += kLanes) {
+          if (states == 16) {
+            recur<16>(*chunk, tokens, lane, states, state, A2);
+          } else {
+            recur<0>(*chunk, tokens, lane, states, state, A2);
+          }
+        }
+        for (int64_t k = 0; k < tokens; ++k) {
+          float* row = chunk->output[k];
+          if (reader.gated) {
+            for (int64_t i = 0; i < n; ++i) {
+              row[i] *= chunk->gate[k][i];
+            }
+          }
+          sink.write(row, (b * length + start + k) * channels, c, n);
+        }
+      }
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t s = 0; s < states; ++s) {
+          final_state[(b * channels + c + i) * states + s] = state[s][i];
+        }
+      }
+    }
+  });
+  return {y, last};
+}
+
+// One step for one channel, with its states as the lanes.
+float advance(float* state, const float* A, const float* B, const float* C, int64_t states, float step, float input) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t s = 0; s < states; ++s) {
+    state[s] = fma_of(exp_of(step * A[s]), state[s], input * B[s]);
+    sum = fma_of(state[s], C[s], sum);
+  }
+  return sum;
+}
+
+Tensor selective_state_update(Tensor state, const Tensor& u, const OptionalTensor& u_code, const Tensor& delta,
+                              const OptionalTensor& delta_code, const Tensor& A, const Tensor& B,
+                              const OptionalTensor& B_code, const Tensor& C, const OptionalTensor& C_code,
+                              const OptionalTensor& D, const OptionalTensor& z, const OptionalTensor& z_code,
+                              const OptionalTensor& delta_bias, ScalarType dtype) {
+  const Inputs in{"selective_state_update", u, delta, A, B, C, u_code, delta_code, B_code, C_code, D, z, z_code,
+                  delta_bias};
+  check_dim({in.op, "u"}, u, 2);
+  check_inputs(in, dtype);
+  check_state({in.op, "state"}, state, in);
+  const int64_t batch = u.size(0), channels = u.size(1), states = A.size(1);
+  Tensor y = empty_of(u, dtype);
+  const Reader reader(in);
+  const Source source_B(B, B_code), source_C(C, C_code);
+  const Sink sink(y, std::nullopt);
+  const float* decay = A.const_data_ptr<float>();
+  float* const states_data = state.mutable_data_ptr<float>();
+  const int64_t s_batch = state.stride(0), s_channel = state.stride(1), z_batch = z ? z->stride(0) : 0;
+  const int64_t u_batch = u.stride(0), d_batch = delta.stride(0), B_batch = B.stride(0), C_batch = C.stride(0);
+  const int64_t blocks = (channels + kChannels - 1) / kChannels;
+
+  torch::stable::parallel_for(0, batch * blocks, 16, [&](int64_t begin, int64_t end) {
+    alignas(64) float step[kChannels], input[kChannels], result[kChannels], gate[kChannels];
+    alignas(64) float scratch_B[kMaxState], scratch_C[kMaxState];
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / blocks, c = task % blocks * kChannels, n = std::min(kChannels, channels - c);
+      reader.read(b * u_batch, b * d_batch, b * z_batch, c, n, step, input, result, gate);
+      const float* row_B = source_B.read(b * B_batch, 0, states, scratch_B);
+      const float* row_C = source_C.read(b * C_batch, 0, states, scratch_C);
+      for (int64_t i = 0; i < n; ++i) {
+        float* const own = states_data + b * s_batch + (c + i) * s_channel;
+        result[i] += advance(own, decay + (c + i) * states, row_B, row_C, states, step[i], input[i]);
+        result[i] *= reader.gated ? gate[i] : 1.0f;
+      }
+      sink.write(result, b * channels, c, n);
+    }
+  });
+  return y;
+}
+
+}  // namespace
+}  // namespace dualscale::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(dualscale, CPU, m) {
+  m.impl("selective_scan", TORCH_BOX(&dualscale::cpu::selective_scan));
+  m.impl("selective_state_update", TORCH_BOX(&dualscale::cpu::selective_state_update));
+}
