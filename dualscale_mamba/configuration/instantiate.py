@@ -1,0 +1,123 @@
+"""The one module that makes objects from the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dualscale_mamba.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dualscale_mamba.evaluation.base import Evaluator
+    from dualscale_mamba.profiling.base import Profiler
+    from dualscale_mamba.quantization.recipe import Recipe
+    from dualscale_mamba.tracking.base import Tracker
+
+Task = Callable[[DictConfig], "float | None"]
+
+
+def make(config: DictConfig, key: str) -> Any:
+    """The object that ``key`` describes by its ``_target_``.
+
+    Raises:
+        ConfigError: The target does not exist or refuses its settings.
+    """
+    node = OmegaConf.select(config, key)
+    if not OmegaConf.is_dict(node) or "_target_" not in node:
+        raise ConfigError(key, node, "settings with a _target_")
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ConfigError):
+            raise cause from None
+        reason = " ".join(str(cause or error).split())
+        raise ConfigError(f"{key}._target_", node["_target_"], f"a callable that takes these settings ({reason})") from (
+            cause or error
+        )
+
+
+def task(config: DictConfig) -> Task:
+    """The function that ``task._target_`` names.
+
+    Raises:
+        ConfigError: There is no such function.
+    """
+    target = str(config.task["_target_"])
+    try:
+        found: Task = get_method(target)
+    except Exception as error:
+        raise ConfigError("task._target_", target, "the dotted name of a function") from error
+    return found
+
+
+def evaluators(config: DictConfig) -> dict[str, Evaluator]:
+    """Chosen evaluations by name."""
+    return {str(name): make(config, f"evaluation.{name}") for name in config.get("evaluation") or {}}
+
+
+def profilers(config: DictConfig) -> dict[str, Profiler]:
+    """Chosen profilers by name."""
+    return {
+        str(name): make(config, f"profiling.{name}")
+        for name, node in (config.get("profiling") or {}).items()
+        if "_target_" in node
+    }
+
+
+def tracker(config: DictConfig) -> Tracker:
+    """The chosen tracker."""
+    made: Tracker = make(config, "tracker")
+    return made
+
+
+def recipe(config: DictConfig) -> Recipe:
+    """What the quantization reads: precision, scale mode, observer and granularity in one."""
+    from dualscale_mamba.observers.percentile import Percentile
+    from dualscale_mamba.quantization.recipe import Recipe
+
+    precision = config.precision
+    overrides = precision.activations.overrides or {}
+    return Recipe(
+        weights_bits=precision.weights.bits,
+        activation_bits=precision.activations.bits,
+        sites=tuple(precision.activations.sites) if precision.activations.bits else (),
+        scale_mode=make(config, "scale_mode"),
+        observer=make(config, "observer"),
+        granularity=make(config, "granularity"),
+        scale_mode_sites=tuple(precision.scale_mode_sites),
+        activation_observer=make(config, "precision.activations.observer"),
+        overrides={str(site): Percentile(percentile=float(value)) for site, value in overrides.items()},
+        linear_input_scale=precision.linear_input_scale,
+        rotate=precision.rotate,
+        x_proj_reads=precision.x_proj_reads,
+    )
+
+
+def data_root(config: DictConfig) -> Path | None:
+    """``data.root`` as a path."""
+    return Path(str(config.data.root)).expanduser() if config.data.root else None
+
+
+def check_parts(config: DictConfig) -> Iterator[Exception]:
+    """What the objects of a configuration say against their settings."""
+    for part in (task, recipe, profilers, tracker, _checked_evaluators):
+        try:
+            part(config)
+        except (ConfigError, ValueError, TypeError) as error:
+            yield error
+
+
+def _checked_evaluators(config: DictConfig) -> None:
+    for name, evaluator in evaluators(config).items():
+        try:
+            evaluator.check(data_root(config))
+        except ConfigError as error:
+            if error.key.startswith(("data.", "evaluation.")):
+                raise
+            raise ConfigError(f"evaluation.{name}.{error.key}", error.value, error.allowed) from None

@@ -1,0 +1,38 @@
+"""The few functions that configuration files may call in an interpolation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import Container, OmegaConf
+
+
+def _choices(root: Container | None) -> dict[str, Any]:
+    """Chosen file of each group; Hydra's node is in the config while composing, and apart in a job."""
+    chosen = OmegaConf.select(root, "hydra.runtime.choices") if root is not None else None
+    if chosen is None and HydraConfig.initialized():
+        chosen = HydraConfig.get().runtime.choices
+    return dict(chosen or {})
+
+
+def choice(group: str, *, _root_: Container) -> str:
+    """Name of the file that was chosen in ``group``; of a list the names joined by a plus."""
+    chosen = _choices(_root_).get(group)
+    if isinstance(chosen, (list, tuple)) or OmegaConf.is_list(chosen):
+        return "+".join(str(name) for name in chosen)
+    return "none" if chosen in (None, "null") else str(chosen).replace("/", "-")
+
+
+def sweep_name(*, _root_: Container) -> str:
+    """Name of the stored study, or ``multirun`` for one that was typed."""
+    name = choice("sweeps", _root_=_root_)
+    return "multirun" if name == "none" else name
+
+
+def register() -> None:
+    """Make ``${choices:GROUP}``, ``${sweep_name:}`` and ``${home:}`` known."""
+    OmegaConf.register_new_resolver("choices", choice, replace=True)
+    OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+    OmegaConf.register_new_resolver("home", lambda: str(Path.home()), replace=True)

@@ -1,0 +1,143 @@
+"""What happens around a run: plugins before it, one sentence for an error, the comparison after a study."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from dualscale_mamba.configuration import resolvers, sweeper
+from dualscale_mamba.configuration.search_path import FolderAsGroup, SweepsSearchPath
+from dualscale_mamba.configuration.validate import InvalidConfig
+from dualscale_mamba.errors import ConfigError
+
+INTERRUPTED = 130
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+logger = logging.getLogger(__name__)
+
+
+def register() -> None:
+    """Make the group ``sweeps``, the sweeper and the resolvers known to Hydra; do it before composing."""
+    resolvers.register()
+    sweeper.register()
+    Plugins.instance().register(FolderAsGroup)
+    Plugins.instance().register(SweepsSearchPath)
+
+
+def launch(main: Callable[[], Any]) -> int:
+    """Call a function decorated by ``hydra.main`` and turn its outcome into an exit status.
+
+    A mistake of the user is one red sentence; only a defect shows its traceback. After a multirun, whatever
+    became of its jobs, the comparison is written.
+
+    Args:
+        main: Takes its arguments from the command line.
+
+    Returns:
+        0; 1 after an error; 130 after Ctrl-C.
+    """
+    wants_everything = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over instead of printing them itself
+    try:
+        main()
+    except KeyboardInterrupt:
+        _red("interrupted")
+        return INTERRUPTED
+    except (HydraException, OmegaConfBaseException, ConfigError, InvalidConfig) as error:
+        if wants_everything:
+            raise
+        for sentence in explain(error):
+            _red(sentence)
+        return 1
+    except Exception as error:
+        # A multirun raises its first job's error only; that job has printed its own line and kept its traceback.
+        if not sweeper.sweep_folders:
+            traceback.print_exception(type(error), error, _from_task(error.__traceback__))
+        return 1
+    finally:
+        _compare()
+    return 0
+
+
+def _from_task(trace: TracebackType | None) -> TracebackType | None:
+    """The part of a traceback that begins in the task; all of it where there is none."""
+    inner = trace
+    while inner is not None and Path(inner.tb_frame.f_code.co_filename).parent.name != "tasks":
+        inner = inner.tb_next
+    return inner or trace
+
+
+def _compare() -> None:
+    for folder in dict.fromkeys(sweeper.sweep_folders):
+        from dualscale_mamba.report import write_comparison
+
+        try:
+            write_comparison(folder)
+        except Exception:
+            logger.exception("the comparison of %s could not be written", folder)
+
+
+def _red(text: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True, highlight=False).print(text, style="bold red", markup=False)
+
+
+def explain(error: BaseException) -> list[str]:
+    """One sentence for each thing that is wrong, from an error of the configuration."""
+    if isinstance(error, InvalidConfig):
+        return error.sentences
+    text = str(error)
+    if missing := re.search(r"Could not find '(.+)/(.+?)'", text):
+        options = re.findall(r"^\t([\w.\-]+)$", text.split("Available options", 1)[-1].split("Config search", 1)[0], re.M)
+        group = missing[1]
+        allowed = f"one of {', '.join(options)}" if options else "a file of that group, and there is none"
+        return [f"{group}={missing[2]}: allowed is {allowed}.{_suggestion(missing[2], options)}"]
+    if unknown := re.search(r"Could not override '(.+?)'", text):
+        key = unknown[1].split("@")[0]
+        parent, allowed_keys = _siblings(key)
+        inside = f"the keys of {parent}" if parent else "the top-level keys and groups"
+        listed = f" ({', '.join(allowed_keys)})" if allowed_keys else " that --cfg job shows"
+        return [f"{_typed(key)}: there is no such key; allowed are {inside}{listed}.{_suggestion(key, allowed_keys)}"]
+    return [" ".join(f"{text} {error.__cause__ or ''}".split())]
+
+
+def _typed(key: str) -> str:
+    """The argument as it was typed."""
+    return next((argument for argument in sys.argv[1:] if argument.startswith(f"{key}=")), key)
+
+
+def _suggestion(name: str, options: list[str]) -> str:
+    close = difflib.get_close_matches(name.rpartition(".")[2], options, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _siblings(key: str) -> tuple[str, list[str]]:
+    """The node that should have held ``key``, and what it holds, given the other arguments."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    parent = key.rpartition(".")[0]
+    others = [a for a in sys.argv[1:] if re.match(r"[\w/]+=[\w\[\],]+$", a) and "," not in a and not a.startswith(key)]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config: DictConfig | ListConfig = compose("config", overrides=others)
+            node = OmegaConf.select(config, parent) if parent else config
+            return parent, sorted(str(k) for k in node) if OmegaConf.is_dict(node) else []
+    except Exception:
+        return parent, []

@@ -1,0 +1,93 @@
+"""A sweeper that also takes unions of grids, and refuses a study before its first job if any job cannot run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
+
+from dualscale_mamba.configuration.validate import InvalidConfig, problems
+
+
+class UnionSweeper(BasicSweeper):
+    """Hydra's basic sweeper, plus ``hydra.sweeper.grids``: a list of grids, run one after the other.
+
+    Each grid is a mapping of key to value or comma-separated values, like ``params``, and stands for the product
+    of its values; what is typed on the command line applies to every grid and wins.
+    """
+
+    def __init__(
+        self,
+        max_batch_size: int | None,
+        params: dict[str, str] | None = None,
+        grids: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self.grids = list(grids or [])
+
+    def split_arguments(  # type: ignore[override]
+        self, overrides: list[Override], max_batch_size: int | None
+    ) -> list[list[list[str]]]:
+        """All jobs as lists of overrides, in batches.
+
+        Args:
+            overrides: Parsed ``params`` and command line.
+            max_batch_size: Jobs in a batch; None for all.
+        """
+        if not self.grids:
+            return BasicSweeper.split_arguments(overrides, max_batch_size)
+        parser = OverridesParser.create()
+        jobs: list[list[str]] = []
+        for grid in self.grids:
+            own = parser.parse_overrides([f"{key}={_text(value)}" for key, value in grid.items()])
+            (batch,) = BasicSweeper.split_arguments([*own, *overrides], None)
+            jobs += [job for job in batch if job not in jobs]
+        return list(BasicSweeper.split_overrides_to_chunks(jobs, max_batch_size))
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose and validate every job of ``batch``.
+
+        Raises:
+            InvalidConfig: Of all jobs together, each problem with the job that has it.
+        """
+        assert self.config is not None
+        assert self.hydra_context is not None
+        found: list[str] = []
+        loader = self.hydra_context.config_loader
+        for number, overrides in enumerate(batch):
+            config = loader.load_sweep_config(self.config, list(overrides))
+            found += [f"job {number} ({' '.join(overrides)}): {problem}" for problem in problems(config)]
+        if found:
+            raise InvalidConfig(found)
+        sweep_folders.append(Path(self.config.hydra.sweep.dir).absolute())
+
+
+# Folders of the multiruns that this process began: what is left to compare when a job has failed, for then
+# Hydra 1.3 calls no end-of-multirun callback.
+sweep_folders: list[Path] = []
+
+# Hydra admits plugins of its own name space only.
+UnionSweeper.__module__ = "hydra_plugins.dualscale_mamba"
+
+
+def _text(value: Any) -> str:
+    return ",".join(str(v) for v in value) if OmegaConf.is_list(value) or isinstance(value, list) else str(value)
+
+
+def register() -> None:
+    """Make ``hydra/sweeper: union`` known."""
+    Plugins.instance().register(UnionSweeper)
+    node = {
+        "_target_": f"{UnionSweeper.__module__}.{UnionSweeper.__name__}",
+        "max_batch_size": None,
+        "params": None,
+        "grids": None,
+    }
+    ConfigStore.instance().store(group="hydra/sweeper", name="union", node=node, provider="dualscale_mamba")

@@ -1,0 +1,194 @@
+"""All rules of a configuration in one place, asked before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dualscale_mamba.errors import ConfigError
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+SITES = ("in_proj_input", "conv_input", "z", "ssm_input", "dt_input", "delta", "B", "C", "out_proj_input")
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "ops": ("compiled", "reference"),
+    "arm": (None, "baseline", "control", "treatment"),
+    "model.implementation": ("native", "mamba_ssm"),
+    "model.dtype": DTYPES,
+    "model.residual_dtype": DTYPES[1:],
+    "precision.weights.bits": (None, 8),
+    "precision.activations.bits": (None, 8),
+    "precision.linear_input_scale": ("static", "per_token"),
+    "precision.rotate": (True, False),
+    "precision.x_proj_reads": ("codes", "conv_output"),
+    "tracker.mode": ("offline", "online", "disabled"),
+}
+POSITIVE = (
+    "calibration.samples",
+    "calibration.length",
+    "calibration.batch_size",
+    "task.tokens",
+    "tracker.timeout",
+    "profiling.*.prompts",
+    "profiling.*.tokens",
+    "profiling.*.batch_sizes",
+    "profiling.*.prompt_lengths",
+)
+NOT_NEGATIVE = ("seed", "task.temperature", "profiling.*.warmup")
+PERCENTILES = (
+    "observer.percentile",
+    "observer.percentiles",
+    "precision.activations.observer.percentile",
+    "precision.activations.overrides.*",
+)
+
+
+class InvalidConfig(ValueError):
+    """All problems of a configuration, one sentence each.
+
+    Args:
+        sentences: What is wrong.
+    """
+
+    def __init__(self, sentences: Sequence[str]) -> None:
+        self.sentences = list(sentences)
+        super().__init__("\n".join(self.sentences))
+
+
+def validate(config: DictConfig) -> None:
+    """Refuse a configuration that cannot run.
+
+    Raises:
+        InvalidConfig: With one sentence for each problem.
+    """
+    found = problems(config)
+    if found:
+        raise InvalidConfig(found)
+
+
+def problems(config: DictConfig) -> list[str]:
+    """One sentence for each problem of a composed configuration; empty if it can run."""
+    try:
+        plain = _plain(config)
+    except OmegaConfBaseException as error:
+        return [" ".join(str(error).split())]
+    errors = [str(error) for rule in RULES for error in rule(plain)]
+    # Settings are made into objects only when the plain rules hold, so that nothing is reported twice.
+    return errors or _made(config)
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    return {str(key): _resolved(config, str(key)) for key in config if key not in ("hydra", "paths")}
+
+
+def _resolved(config: DictConfig, key: str) -> Any:
+    value = config[key]
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
+
+
+def _made(config: DictConfig) -> list[str]:
+    """Make every object of the configuration: their own rules are in their constructors."""
+    from dualscale_mamba.configuration.instantiate import check_parts
+
+    return [" ".join(str(error).split()) for error in check_parts(config)]
+
+
+def values(plain: dict[str, Any], pattern: str) -> Iterator[tuple[str, Any]]:
+    """Key and value for a dotted pattern (``*`` is any key), and for each element where the value is a list."""
+    found: list[tuple[str, Any]] = [("", plain)]
+    for name in pattern.split("."):
+        inside = [(prefix, node) for prefix, node in found if isinstance(node, dict)]
+        names = [(p, n, key) for p, n in inside for key in (n if name == "*" else [name]) if key in n]
+        found = [(f"{prefix}.{key}".lstrip("."), node[key]) for prefix, node, key in names]
+    for key, value in found:
+        if isinstance(value, list):
+            yield from ((key, element) for element in value)
+        else:
+            yield key, value
+
+
+def _choices(plain: dict[str, Any]) -> Iterator[ConfigError]:
+    for pattern, allowed in CHOICES.items():
+        for key, value in values(plain, pattern):
+            if not any(value is option or (value == option and type(value) is type(option)) for option in allowed):
+                yield ConfigError(key, value, "one of " + ", ".join(_shown(option) for option in allowed))
+
+
+def _shown(value: Any) -> str:
+    return {None: "null", True: "true", False: "false"}.get(value, str(value))
+
+
+def _numbers(plain: dict[str, Any]) -> Iterator[ConfigError]:
+    rules: list[tuple[Sequence[str], Callable[[float], bool], str]] = [
+        (POSITIVE, lambda v: v > 0 and v == int(v), "a whole number above 0"),
+        (NOT_NEGATIVE, lambda v: v >= 0, "a number not below 0"),
+        (PERCENTILES, lambda v: 50 < v <= 100, "a number in (50, 100]"),
+        (("task.top_p",), lambda v: 0 < v <= 1, "a number in (0, 1]"),
+    ]
+    for patterns, holds, allowed in rules:
+        for pattern in patterns:
+            for key, value in values(plain, pattern):
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
+                    yield ConfigError(key, value, allowed)
+
+
+def _sites(plain: dict[str, Any]) -> Iterator[ConfigError]:
+    activations = plain["precision"]["activations"]
+    named = {f"activations.{key}": activations[key] for key in ("sites", "overrides")}
+    named["scale_mode_sites"] = plain["precision"]["scale_mode_sites"]
+    for key, sites in named.items():
+        for site in sites or ():
+            if site not in SITES:
+                yield ConfigError(f"precision.{key}", site, "one of " + ", ".join(SITES))
+
+
+def _device(plain: dict[str, Any]) -> Iterator[ConfigError]:
+    device = str(plain["device"])
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
+        yield ConfigError("device", device, "auto, cpu, cuda or cuda:INDEX")
+    elif kind == "cuda":
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            seen = f"{count} GPUs are" if count != 1 else "1 GPU is"
+            yield ConfigError("device", device, f"a device that exists, and {seen} visible to torch", "Use device=cpu.")
+
+
+def _model(plain: dict[str, Any]) -> Iterator[ConfigError]:
+    if plain["model"].get("implementation") == "mamba_ssm":
+        quantized = plain["precision"]["weights"]["bits"] or plain["precision"]["activations"]["sites"]
+        if quantized:
+            name = plain["precision"].get("name")
+            allowed = "none with model.implementation=mamba_ssm, which runs in floating point only"
+            yield ConfigError("precision", name, allowed, "Use precision=none.")
+        if importlib.util.find_spec("mamba_ssm") is None:
+            yield ConfigError("model.implementation", "mamba_ssm", "native here", "The package is not installed.")
+
+
+def _data(plain: dict[str, Any]) -> Iterator[ConfigError]:
+    root = plain["data"]["root"]
+    if root is not None and not Path(str(root)).expanduser().is_dir():
+        yield ConfigError("data.root", root, "a folder that exists, or null")
+        return
+    from dualscale_mamba.data.text import check_source
+
+    source = plain["calibration"]["source"]
+    try:
+        check_source(str(source), Path(str(root)).expanduser() if root else None, "calibration.source")
+    except ConfigError as error:
+        yield error
+
+
+def _tags(plain: dict[str, Any]) -> Iterator[ConfigError]:
+    if not isinstance(plain["tags"], list):
+        yield ConfigError("tags", plain["tags"], "a list, as in tags=[first,second]")
+
+
+Rule = Callable[[dict[str, Any]], Iterator[ConfigError]]
+RULES = cast("tuple[Rule, ...]", (_choices, _numbers, _sites, _device, _model, _data, _tags))

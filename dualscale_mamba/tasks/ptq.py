@@ -1,0 +1,139 @@
+"""Post-training quantization, end to end: load, calibrate, convert, evaluate, profile, record."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from dualscale_mamba import environment
+from dualscale_mamba.configuration import instantiate
+from dualscale_mamba.errors import ConfigError
+from dualscale_mamba.evaluation.base import Context, Metric
+from dualscale_mamba.profiling.base import Subject
+from dualscale_mamba.quantization.pipeline import QuantizationReport
+from dualscale_mamba.report import show_run, write_figure
+from dualscale_mamba.report.collect import DISTRIBUTION
+from dualscale_mamba.tasks.distribution import distribution
+from dualscale_mamba.tasks.record import RunFolder, write_json
+from dualscale_mamba.tasks.session import Session, open_session
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Measured:
+    """Metrics so far, and what must be equal in two runs for their metrics to be comparable."""
+
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def run(config: DictConfig) -> float | None:
+    """Quantize, measure and record one configuration.
+
+    Args:
+        config: Composed and validated.
+
+    Returns:
+        The metric that ``objective`` names, or None.
+    """
+    folder = RunFolder.of(config)
+    with open_session(config) as session, instantiate.tracker(config).tracking(folder.path, config) as tracked:
+        evaluators = instantiate.evaluators(config)
+        report = session.quantize(keep_reference=any(e.needs_reference for e in evaluators.values()))
+        measured = Measured()
+        _evaluate(session, folder, measured)
+        _profile(session, report, measured)
+        levels = distribution(session.model, session.calibration)
+        if levels is not None:
+            write_json(folder.path / DISTRIBUTION, levels)
+        result = folder.write_result(_result(session, report, measured))
+        figure = write_figure(folder.path, result)
+        tracked.log(result, figure)
+    show_run(result, folder.path)
+    return _objective(config, measured)
+
+
+def _evaluate(session: Session, folder: RunFolder, measured: Measured) -> None:
+    context = Context(
+        model=session.model,
+        reference=session.reference,
+        tokenizer=session.pretrained.tokenizer,
+        device=session.device,
+        data_root=instantiate.data_root(session.config),
+        seed=int(session.config.seed),
+    )
+    for name, evaluator in instantiate.evaluators(session.config).items():
+        with session.timed(f"evaluate/{name}"):
+            evaluated = evaluator(context)
+        measured.metrics |= evaluated.metrics
+        measured.facts[name] = evaluated.facts
+        folder.write_items(name, evaluated.items)
+
+
+def _profile(session: Session, report: QuantizationReport, measured: Measured) -> None:
+    subject = Subject(session.model, session.device, bits_per_value(report))
+    for name, profiler in instantiate.profilers(session.config).items():
+        with session.timed(f"profile/{name}"):
+            measured.metrics |= profiler(subject)
+    if session.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(session.device)
+        measured.metrics["memory/peak"] = Metric(peak, "bytes", "lower")
+
+
+def bits_per_value(report: QuantizationReport) -> float | None:
+    """Mean stored bits of a value over the quantized sites, or None without any."""
+    bits = [float(site["bits_per_value"]) for site in report.sites]
+    return sum(bits) / len(bits) if bits else None
+
+
+def _result(session: Session, report: QuantizationReport, measured: Measured) -> dict[str, Any]:
+    config = session.config
+    return {
+        "task": "ptq",
+        "metrics": measured.metrics,
+        "sites": report.sites,
+        "site_summary": report.summary,
+        "config": OmegaConf.to_container(config, resolve=True),
+        "environment": environment.describe(str(session.device)),
+        "hashes": session.hashes,
+        "fairness": fairness(session, report, measured),
+        "seconds": session.seconds,
+    }
+
+
+def fairness(session: Session, report: QuantizationReport, measured: Measured) -> dict[str, Any]:
+    """What two arms must share for their difference to be due to the code alone."""
+    config, recipe = session.config, session.recipe
+    return {
+        "bits_per_value": bits_per_value(report),
+        "weights_bits": recipe.weights_bits,
+        "sites": list(recipe.active_sites),
+        "implementation": config.model.implementation,
+        "ops": config.ops,
+        "kernels": session.hashes["kernels"],
+        "weights": session.hashes["weights"],
+        "device": str(session.device),
+        "dtype": str(session.model.dtype).removeprefix("torch."),
+        "residual_dtype": str(session.model.residual_dtype).removeprefix("torch."),
+        "calibration": {k: config.calibration[k] for k in ("source", "samples", "length", "batch_size")},
+        "calibration_tokens": session.hashes.get("calibration_tokens"),
+        "evaluation": measured.facts,
+        "x_proj_reads": recipe.x_proj_reads,
+        "linear_input_scale": recipe.linear_input_scale,
+        "rotate": recipe.rotate,
+        "threads": torch.get_num_threads(),
+        "seed": config.seed,
+    }
+
+
+def _objective(config: DictConfig, measured: Measured) -> float | None:
+    if config.objective is None:
+        return None
+    if config.objective not in measured.metrics:
+        raise ConfigError("objective", config.objective, "one of " + ", ".join(measured.metrics))
+    return measured.metrics[config.objective].value

@@ -1,0 +1,161 @@
+"""What every task begins with: seeds, device, model, calibration tokens."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from dualscale_mamba import ops
+from dualscale_mamba.configuration import instantiate
+from dualscale_mamba.data.batches import token_batches, tokens_hash
+from dualscale_mamba.data.text import documents
+from dualscale_mamba.environment import kernel_hash
+from dualscale_mamba.models.config import dtype_from_name
+from dualscale_mamba.models.pretrained import Pretrained, load_pretrained
+from dualscale_mamba.quantization.calibration import Calibration, calibrate, calibration_key
+from dualscale_mamba.quantization.pipeline import QuantizationReport, convert, prepare
+from dualscale_mamba.quantization.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Session:
+    """A loaded model, and what has been learned on the way.
+
+    Attributes:
+        config: The whole configuration.
+        device: Where everything runs.
+        pretrained: Model, tokenizer and hash; the model is quantized in place by :meth:`quantize`.
+        recipe: How it is quantized.
+        seconds: Time of each stage.
+        hashes: Of weights, kernels and tokens.
+        reference: The model as loaded; the very same object where nothing is quantized.
+        calibration: Counted values of every site, where there was a calibration.
+    """
+
+    config: DictConfig
+    device: torch.device
+    pretrained: Pretrained
+    recipe: Recipe
+    seconds: dict[str, float] = field(default_factory=dict)
+    hashes: dict[str, Any] = field(default_factory=dict)
+    reference: Any = None
+    calibration: Calibration | None = None
+
+    @property
+    def model(self) -> Any:
+        """The model under test."""
+        return self.pretrained.model
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Note the seconds of a stage."""
+        began = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - began, 4)
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the recipe changes the model at all."""
+        return self.recipe.quantizes_activations or self.recipe.weights_bits is not None or self.recipe.rotate
+
+    def calibration_batches(self) -> list[Tensor]:
+        """Token ids (batch, length) of the calibration set."""
+        settings = self.config.calibration
+        docs = documents(settings.source, instantiate.data_root(self.config))
+        windows = token_batches(
+            self.pretrained.tokenizer,
+            docs,
+            samples=settings.samples,
+            length=settings.length,
+            batch_size=settings.batch_size,
+        )
+        self.hashes["calibration_tokens"] = tokens_hash(windows)
+        return [window[:, :-1] for window in windows]
+
+    def calibrate(self) -> Calibration:
+        """Prepare the model and count every site's values, or read the counts of an equal run."""
+        with self.timed("calibrate"):
+            prepare(self.model, self.recipe)
+            batches = self.calibration_batches()
+            facts = [self.hashes["weights"], self.hashes["calibration_tokens"], str(self.hashes["kernels"])]
+            facts += [str(self.model.dtype), str(self.model.residual_dtype), self.device.type, self.config.ops]
+            folder = Path(self.config.paths.cache).expanduser() if self.config.calibration.cache else None
+            key = calibration_key(facts, self.recipe)
+            self.calibration = calibrate(self.model, batches, self.recipe, folder, key)
+        return self.calibration
+
+    def quantize(self, keep_reference: bool = False) -> QuantizationReport:
+        """Calibrate and convert in place.
+
+        Args:
+            keep_reference: Copy the model before, for comparisons.
+        """
+        if not self.quantizes:
+            self.reference = self.model
+            return QuantizationReport()
+        if keep_reference:
+            self.reference = copy.deepcopy(self.model)
+        if not self.recipe.quantizes_activations:
+            prepare(self.model, self.recipe)
+            return convert(self.model, Calibration({}, 0), self.recipe)
+        calibration = self.calibrate()
+        with self.timed("convert"):
+            return convert(self.model, calibration, self.recipe)
+
+
+@contextmanager
+def open_session(config: DictConfig) -> Iterator[Session]:
+    """Seed everything, choose the operators and load the model; release the device's memory at the end."""
+    device = device_of(str(config.device))
+    seed_everything(int(config.seed))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    began = time.perf_counter()
+    with ops.implementation(config.ops):
+        settings = config.model
+        pretrained = load_pretrained(
+            settings.source,
+            revision=settings.revision,
+            dtype=dtype_from_name(settings.dtype, device),
+            residual_dtype=dtype_from_name(settings.residual_dtype, device, "model.residual_dtype"),
+            device=device,
+            implementation=settings.implementation,
+            seed=int(config.seed),
+        )
+        session = Session(config, device, pretrained, instantiate.recipe(config))
+        session.seconds["load"] = round(time.perf_counter() - began, 4)
+        session.hashes = {"weights": pretrained.weights_hash, "kernels": kernel_hash()}
+        try:
+            yield session
+        finally:
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def device_of(name: str) -> torch.device:
+    """``auto`` is a GPU if there is one; other names are torch's."""
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device(name)
+    return torch.device("cuda", 0) if device.type == "cuda" and device.index is None else device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

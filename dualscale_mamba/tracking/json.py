@@ -1,0 +1,24 @@
+"""No tracker: ``result.json`` is all there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+
+@dataclass(frozen=True)
+class JsonTracker:
+    """Sends nothing anywhere."""
+
+    @contextmanager
+    def tracking(self, folder: Path, config: DictConfig) -> Iterator[JsonTracker]:
+        """See :class:`~dualscale_mamba.tracking.base.Tracker`."""
+        yield self
+
+    def log(self, result: dict[str, Any], figure: Path | None) -> None:
+        """See :class:`~dualscale_mamba.tracking.base.Tracked`."""
