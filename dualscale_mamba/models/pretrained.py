@@ -94,8 +94,8 @@ def load_pretrained(
     config, where = read.config, read.where
     if read.tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
-            f"{where}: the tokenizer has {read.tokenizer.vocab_size} ids, the embedding {config.vocab_size} rows;"
-            " they do not belong together"
+            f"{where}: the tokenizer has {read.tokenizer.vocab_size} ids, the embedding {config.vocab_size}"
+            " rows; they do not belong together"
         )
     weights = fitted(config, read.weights, dtype, where)
     model: MambaLM | OfficialLM

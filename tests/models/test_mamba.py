@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_last_only_is_the_last_position(small: MambaLM) -> None:
 def test_a_prefill_may_be_cut_anywhere(small: MambaLM, cuts: list[int]) -> None:
     whole, cache = small(IDS), small.allocate_cache(2)
     bounds = [0, *sorted(cuts), IDS.shape[1]]
-    parts = [small(IDS[:, a:b], cache) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+    parts = [small(IDS[:, a:b], cache) for a, b in itertools.pairwise(bounds) if b > a]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=0)
     assert cache.position == IDS.shape[1]
 
@@ -207,7 +208,9 @@ def test_half_precision_keeps_the_recurrence_in_fp32(tiny: Pretrained) -> None:
     model.load_state_dict(tiny.model.state_dict())
     state = model.state_dict()
     assert model.backbone.embedding.weight.dtype == torch.bfloat16
-    assert {value.dtype for name, value in state.items() if "A_log" in name or "norm" in name} == {torch.float32}
+    assert {value.dtype for name, value in state.items() if "A_log" in name or "norm" in name} == {
+        torch.float32
+    }
     before, after = tiny.model(IDS).log_softmax(-1), model(IDS).float().log_softmax(-1)
     assert (before.exp() * (before - after)).sum(-1).mean() < 0.02
     assert model.allocate_cache(1).layers[0].ssm.dtype == torch.float32
