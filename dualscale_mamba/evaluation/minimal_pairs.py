@@ -40,18 +40,18 @@ def minimal_pairs(per_phenomenon: int = PER_PHENOMENON, seed: int = SEED) -> lis
     """All pairs, the same on every machine.
 
     Args:
-        per_phenomenon: Pairs per phenomenon, half of each variant; even.
+        per_phenomenon: Pairs per phenomenon, half of each variant, so an even number.
         seed: Of the generator.
 
     Returns:
-        ``per_phenomenon`` unique pairs of each phenomenon, the variants alternating.
+        ``per_phenomenon`` pairs of each phenomenon, the variants alternating, no sentence twice.
     """
-    found = []
-    for phenomenon, (maker, variants) in PHENOMENA.items():
+    found: list[MinimalPair] = []
+    seen: set[str] = set()
+    for number, (phenomenon, (maker, variants)) in enumerate(PHENOMENA.items()):
         generator = random.Random(f"{seed}/{phenomenon}")  # a text seed is hashed alike on every platform
-        seen: set[str] = set()
-        while len(seen) < per_phenomenon:
-            side = len(seen) % 2
+        while len(found) < per_phenomenon * (number + 1):
+            side = len(found) % 2
             good, bad = maker(generator, side)
             if good not in seen:
                 seen.add(good)
