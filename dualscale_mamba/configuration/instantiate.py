@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_method, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dualscale_mamba.errors import ConfigError
@@ -49,9 +50,10 @@ def task(config: DictConfig) -> Task:
         ConfigError: There is no such function.
     """
     target = str(config.task["_target_"])
+    module, _, name = target.rpartition(".")
     try:
-        found: Task = get_method(target)
-    except Exception as error:
+        found: Task = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError("task._target_", target, "the dotted name of a function") from error
     return found
 
@@ -106,11 +108,17 @@ def data_root(config: DictConfig) -> Path | None:
 
 def check_parts(config: DictConfig) -> Iterator[Exception]:
     """What the objects of a configuration say against their settings."""
-    for part in (task, recipe, profilers, tracker, _checked_evaluators):
+    for part in (task, _checked_source, recipe, profilers, tracker, _checked_evaluators):
         try:
             part(config)
         except (ConfigError, ValueError, TypeError) as error:
             yield error
+
+
+def _checked_source(config: DictConfig) -> None:
+    from dualscale_mamba.models.pretrained import check_source
+
+    check_source(str(config.model.source))
 
 
 def _checked_evaluators(config: DictConfig) -> None:

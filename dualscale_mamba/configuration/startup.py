@@ -18,12 +18,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from dualscale_mamba.configuration import resolvers, sweeper
+from dualscale_mamba.configuration import resolvers, studies
 from dualscale_mamba.configuration.search_path import FolderAsGroup, SweepsSearchPath
 from dualscale_mamba.configuration.validate import InvalidConfig
-from dualscale_mamba.errors import ConfigError
+from dualscale_mamba.errors import CheckpointError, ConfigError
 
 INTERRUPTED = 130
+PLUGINS = Path(__file__).resolve().parent / "plugins"
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,9 @@ logger = logging.getLogger(__name__)
 def register() -> None:
     """Make the group ``sweeps``, the sweeper and the resolvers known to Hydra; do it before composing."""
     resolvers.register()
-    sweeper.register()
+    # Hydra takes sweepers from the name space package hydra_plugins only, so a part of that lies in this folder.
+    if str(PLUGINS) not in sys.path:
+        sys.path.append(str(PLUGINS))
     Plugins.instance().register(FolderAsGroup)
     Plugins.instance().register(SweepsSearchPath)
 
@@ -56,15 +59,17 @@ def launch(main: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         _red("interrupted")
         return INTERRUPTED
-    except (HydraException, OmegaConfBaseException, ConfigError, InvalidConfig) as error:
+    except (HydraException, OmegaConfBaseException, CheckpointError, ConfigError, InvalidConfig) as error:
         if wants_everything:
             raise
+        if studies.begun:
+            return 1  # the job has said so itself
         for sentence in explain(error):
             _red(sentence)
         return 1
     except Exception as error:
         # A multirun raises its first job's error only; that job has printed its own line and kept its traceback.
-        if not sweeper.sweep_folders:
+        if not studies.begun:
             traceback.print_exception(type(error), error, _from_task(error.__traceback__))
         return 1
     finally:
@@ -81,7 +86,7 @@ def _from_task(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _compare() -> None:
-    for folder in dict.fromkeys(sweeper.sweep_folders):
+    for folder in dict.fromkeys(studies.begun):
         from dualscale_mamba.report import write_comparison
 
         try:
@@ -101,11 +106,11 @@ def explain(error: BaseException) -> list[str]:
     if isinstance(error, InvalidConfig):
         return error.sentences
     text = str(error)
-    if missing := re.search(r"Could not find '(.+)/(.+?)'", text):
-        options = re.findall(r"^\t([\w.\-]+)$", text.split("Available options", 1)[-1].split("Config search", 1)[0], re.M)
+    if missing := re.search(r"Could not (?:find|load) '(.+)/(.+?)'", text):
+        options = re.findall(r"^\t([\w.\-]+)$", text.split("Config search", 1)[0], re.M)
         group = missing[1]
-        allowed = f"one of {', '.join(options)}" if options else "a file of that group, and there is none"
-        return [f"{group}={missing[2]}: allowed is {allowed}.{_suggestion(missing[2], options)}"]
+        options = options or sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        return [f"{group}={missing[2]}: allowed is one of {', '.join(options)}.{_suggestion(missing[2], options)}"]
     if unknown := re.search(r"Could not override '(.+?)'", text):
         key = unknown[1].split("@")[0]
         parent, allowed_keys = _siblings(key)

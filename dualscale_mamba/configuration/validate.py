@@ -27,6 +27,18 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "precision.x_proj_reads": ("codes", "conv_output"),
     "tracker.mode": ("offline", "online", "disabled"),
 }
+# Nodes that no constructor reads, so that nothing else would notice a key too many. Folders of their own may add
+# objects below scale_mode, observer and so on, whose keys are those of a constructor.
+KEYS = {
+    "": "name group arm tags objective seed device ops data task model precision scale_mode observer granularity "
+    "calibration evaluation profiling tracker paths hydra",
+    "data": "root",
+    "model": "name source revision implementation dtype residual_dtype",
+    "precision": "name weights activations scale_mode_sites linear_input_scale rotate x_proj_reads",
+    "precision.weights": "bits",
+    "precision.activations": "bits sites observer overrides",
+    "calibration": "source samples length batch_size cache",
+}
 POSITIVE = (
     "calibration.samples",
     "calibration.length",
@@ -122,6 +134,15 @@ def _shown(value: Any) -> str:
     return {None: "null", True: "true", False: "false"}.get(value, str(value))
 
 
+def _keys(plain: dict[str, Any]) -> Iterator[ConfigError]:
+    for name, allowed in KEYS.items():
+        for _, node in values(plain, name) if name else [("", plain)]:
+            for key in node:
+                if key not in allowed.split():
+                    place = f"{name}.{key}".lstrip(".")
+                    yield ConfigError(place, node[key], f"one of the keys {', '.join(allowed.split())}")
+
+
 def _numbers(plain: dict[str, Any]) -> Iterator[ConfigError]:
     rules: list[tuple[Sequence[str], Callable[[float], bool], str]] = [
         (POSITIVE, lambda v: v > 0 and v == int(v), "a whole number above 0"),
@@ -191,4 +212,4 @@ def _tags(plain: dict[str, Any]) -> Iterator[ConfigError]:
 
 
 Rule = Callable[[dict[str, Any]], Iterator[ConfigError]]
-RULES = cast("tuple[Rule, ...]", (_choices, _numbers, _sites, _device, _model, _data, _tags))
+RULES = cast("tuple[Rule, ...]", (_keys, _choices, _numbers, _sites, _device, _model, _data, _tags))

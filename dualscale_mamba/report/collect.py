@@ -28,6 +28,8 @@ LABEL_KEYS = (
     "calibration.samples",
     "seed",
 )
+# Keys that a label leaves out: what they stand for is told otherwise.
+UNTOLD = ("arm", "name", "group", "tags", "experiment", "sweeps", "debug")
 # Parts of a label that say enough without their key.
 SPEAKING = ("model", "precision", "scale_mode", "granularity", "observer", "calibration")
 
@@ -78,13 +80,21 @@ class Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Choices of files and values of the configuration, under dotted keys."""
-        chosen = self.status.get("choices", {})
-        return {**dict(flattened((self.result or {}).get("config", {}))), **chosen}
+        """Values of the configuration under dotted keys, and the choices of files; without a result what was typed."""
+        typed = dict(_typed(override) for override in self.status.get("overrides", []))
+        return {**typed, **dict(flattened((self.result or {}).get("config", {}))), **self.status.get("choices", {})}
 
     def distribution(self) -> dict[str, Any] | None:
         """Histogram and levels of one SSM input, if the run has saved them."""
         return _read(self.folder / DISTRIBUTION)
+
+
+def _typed(override: str) -> tuple[str, Any]:
+    key, _, text = override.lstrip("+~").partition("=")
+    try:
+        return key, json.loads(text)
+    except ValueError:
+        return key, text
 
 
 def collect(folder: Path) -> list[Job]:
@@ -127,9 +137,10 @@ def flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def labels(jobs: Sequence[Job]) -> list[str]:
     """What tells each job from the others, e.g. ``dual 99.0 fine_codes 160``; always with the scale mode."""
     settings = [job.settings for job in jobs]
+    typed = [_typed(override)[0] for job in jobs for override in job.status.get("overrides", [])]
     differing = [
         key
-        for key in LABEL_KEYS
+        for key in dict.fromkeys([*LABEL_KEYS, *(key for key in typed if key not in UNTOLD)])
         if key == "scale_mode" or len({str(s[key]) for s in settings if s.get(key) is not None}) > 1
     ]
     made = [" ".join(_words(s, differing)) or job.folder.name for job, s in zip(jobs, settings, strict=True)]

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from dualscale_mamba.report.collect import Job, collect, differences
 from dualscale_mamba.report.picture import write_study_figure
+from dualscale_mamba.report import tables
 from dualscale_mamba.report.tables import key_metrics, number
 
 MARKDOWN, CSV, PICTURE = "comparison.md", "comparison.csv", "comparison.png"
@@ -36,10 +38,10 @@ def write_comparison(folder: Path, console: Console | None = None) -> bool:
     jobs = collect(folder)
     if not jobs:
         return False
-    console = console or Console()
+    console = console or tables.console()
     heads = key_metrics(dict.fromkeys(name for job in jobs for name in job.metrics))
     console.print()
-    console.print(_console_table(jobs, heads, folder))
+    console.print(_console_table(jobs, key_metrics(heads, tables.KINDS_ON_CONSOLE), folder))
     notes = _notes(jobs)
     for note, style in notes:
         console.print(note, style=style, highlight=False, markup=False)
@@ -69,7 +71,7 @@ def _best(jobs: Sequence[Job], name: str) -> float | None:
 
 
 def _console_table(jobs: Sequence[Job], heads: dict[str, str], folder: Path) -> Table:
-    table = Table(title=_title(jobs, folder), title_justify="left", title_style="bold")
+    table = Table(title=_title(jobs, folder), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     if any(job.arm for job in jobs):
         table.add_column("arm")
     table.add_column("job", no_wrap=True)
@@ -94,7 +96,7 @@ def _notes(jobs: Sequence[Job]) -> list[tuple[str, str]]:
     for job in jobs:
         if not job.is_done:
             error = str(job.status.get("error") or "it has not ended").splitlines()[0][:ERROR_WIDTH]
-            notes.append((f"{job.status.get('state')}: {job.label} ({job.folder.name}): {error}", "red"))
+            notes.append((f"{job.status.get('state')}: {job.folder.name}: {error}", "red"))
     failed = sum(not job.is_done for job in jobs)
     if failed:
         notes.append((f"{failed} of {len(jobs)} jobs have no result", "bold red"))
@@ -132,7 +134,7 @@ def _write_csv(path: Path, jobs: Sequence[Job]) -> None:
     metrics = list(dict.fromkeys(name for job in jobs for name in job.metrics))
     settings = [job.settings for job in jobs]
     keys = [key for key in dict.fromkeys(k for s in settings for k in s) if not key.startswith(("paths.", "name"))]
-    differing = [key for key in keys if len({str(s.get(key)) for s in settings}) > 1]
+    differing = [key for key in keys if len({str(s[key]) for s in settings if key in s}) > 1]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["number", "arm", "job", "state", "folder", *differing, *metrics, "error"])

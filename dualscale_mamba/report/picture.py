@@ -29,6 +29,7 @@ COLOURS = {
     "lloyd_max": "#B8A800",
     "fp16": "#000000",
 }
+MARKERS = "sDv^PX<>*"
 OTHER_COLOUR = "#7F7F7F"
 # Below this magnitude an axis of values is linear, above it logarithmic.
 LINEAR_BELOW = 0.1
@@ -109,7 +110,8 @@ def _draw_signal(axes: Axes, sites: Iterable[Mapping[str, Any]]) -> None:
         chosen = kind == "ssm_input"
         colour = COLOURS["dual"] if chosen else palette[index % len(palette)]
         layers, values = zip(*sorted(points), strict=True)
-        axes.plot(layers, values, marker="o", markersize=4, color=colour, linewidth=2.5 if chosen else 1.2, label=kind)
+        width, marker = (2.5, "o") if chosen else (1.2, MARKERS[index % len(MARKERS)])
+        axes.plot(layers, values, marker=marker, markersize=5, color=colour, linewidth=width, label=kind)
     _clean(axes, "How well the codes fit the calibration values")
     axes.set_xlabel("layer", fontsize=9)
     axes.set_ylabel("signal to noise, dB", fontsize=9)
@@ -190,13 +192,13 @@ def _panels(jobs: Sequence[Job]) -> list[tuple[str, str, bool] | None]:
     names = list(dict.fromkeys(name for job in jobs for name in job.metrics))
     wanted = (
         (r"divergence/(.+)/kl", "KL from the unquantized model, nats/token\n(lower is better)", True),
-        (r"(?!divergence)(.+)/perplexity", "Perplexity (lower is better)\n", False),
-        (r"([^/]+)/acc", "Accuracy, % (higher is better)\n", False),
+        (r"(?!divergence)(.+)/perplexity", "Perplexity\n(lower is better)", False),
+        (r"([^/]+)/acc", "Accuracy, %\n(higher is better)", False),
     )
     panels: list[tuple[str, str, bool] | None] = []
     for pattern, head, log in wanted:
         name = next((name for name in names if re.fullmatch(pattern, name)), None)
-        panels.append(None if name is None else (name, head + f"  {_source(name)}", log))
+        panels.append(None if name is None else (name, head.replace("\n", f"\non {_source(name)} "), log))
     return panels
 
 
@@ -212,13 +214,13 @@ def _draw_metric(axes: Axes, jobs: Sequence[Job], name: str, head: str, log: boo
     places = list(range(len(jobs)))[::-1]
     colours = [colour_of(job.scale_mode) for job in jobs]
     if log:
-        axes.set_xscale("log")
+        _log_axis(axes)
         shown = [value if value > SMALLEST_KL else math.nan for value in values]
     else:
         shown = values
     axes.scatter(shown, places, c=colours, s=46, zorder=3)
     for value, place, dot in zip(values, places, shown, strict=True):
-        text = f"{value:.5f}" if log else f"{value:.2f}"
+        text = f"{value:.3g}" if log else f"{value:.2f}"
         if math.isnan(dot):
             axes.annotate("0" if not math.isnan(value) else "not measured", (0.02, place), fontsize=8, va="center",
                           xycoords=("axes fraction", "data"), color="#555555")  # fmt: skip
@@ -229,6 +231,15 @@ def _draw_metric(axes: Axes, jobs: Sequence[Job], name: str, head: str, log: boo
     axes.margins(x=0.28)
     axes.grid(axis="both", alpha=0.25)
     _clean(axes, head)
+
+
+def _log_axis(axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=12))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _coded(jobs: Sequence[Job]) -> list[tuple[Job, dict[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,20 @@ from rich.table import Table
 
 # Metrics of a table, most telling first: pattern, and the column's head (\1 is the source or task).
 KEY_METRICS = (
-    (r"divergence/(.+)/kl", "KL \\1"),
-    (r"divergence/(.+)/top1_agreement", "top-1 \\1"),
-    (r"perplexity/(.+)/nll", "nll \\1"),
-    (r"perplexity/(.+)/perplexity", "ppl \\1"),
-    (r"([^/]+)/acc", "acc \\1"),
-    (r"([^/]+)/acc_norm", "acc_norm \\1"),
-    (r"memory/(bits_per_value)", "bits"),
-    (r"memory/(weights)", "weights"),
-    (r"latency/ttft/(.+)/p50", "TTFT \\1"),
-    (r"latency/tpot/(.+)/p50", "TPOT \\1"),
+    (r"divergence/(.+)/kl", "KL"),
+    (r"divergence/(.+)/top1_agreement", "top-1"),
+    (r"perplexity/(.+)/perplexity", "ppl"),
+    (r"([^/]+)/acc", "acc"),
+    (r"([^/]+)/acc_norm", "acc_norm"),
+    (r"latency/tpot/(.+)/p50", "TPOT"),
+    (r"perplexity/(.+)/nll", "nll"),
+    (r"memory/bits_per_value()", "bits"),
+    (r"memory/weights()", "weights"),
+    (r"latency/ttft/(.+)/p50", "TTFT"),
 )
+# So many kinds of KEY_METRICS fit beside a label on a narrow console.
+KINDS_ON_CONSOLE = 6
+PIPED_WIDTH = 140
 SITE_COLUMNS = (
     ("format", "format"),
     ("percentile", "percentile"),
@@ -39,15 +43,25 @@ SITE_COLUMNS = (
 )
 
 
-def key_metrics(names: Iterable[str]) -> dict[str, str]:
-    """The telling ones of ``names`` in their order, with a short head each."""
+def key_metrics(names: Iterable[str], kinds: int = len(KEY_METRICS)) -> dict[str, str]:
+    """The telling ones of ``names`` in their order, with a short head each.
+
+    Args:
+        names: Of metrics.
+        kinds: How many of ``KEY_METRICS`` are wanted.
+    """
     names = list(names)
     chosen: dict[str, str] = {}
-    for pattern, head in KEY_METRICS:
-        for name in names:
-            if match := re.fullmatch(pattern, name):
-                chosen[name] = match.expand(head).replace("_", " ")
+    for pattern, kind in KEY_METRICS[:kinds]:
+        found = {name: match[1] for name in names if (match := re.fullmatch(pattern, name))}
+        for name, source in found.items():
+            chosen[name] = kind if len(found) == 1 else f"{kind} {source}".replace("_", " ")
     return chosen
+
+
+def console() -> Console:
+    """Standard output, wide enough where it is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
 
 
 def number(value: Any, name: str = "") -> str:
@@ -60,39 +74,50 @@ def number(value: Any, name: str = "") -> str:
         return f"{100 * value:.2f} %"
     if name.startswith("latency/"):
         return f"{value:.2f} ms"
+    if name.endswith("/perplexity"):
+        return f"{value:.3f}"
     if name.endswith("/kl"):
-        return f"{value:.5f}"
+        return f"{value:.3g}"
     return f"{value:.4g}" if abs(value) < 1 else f"{value:.4f}".rstrip("0").rstrip(".")
 
 
-def show_run(result: Mapping[str, Any], folder: Path) -> None:
-    """Print the key metrics of one run, what its SSM input's code is, and where everything lies."""
+def show_run(result: Mapping[str, Any], folder: Path, brief: bool = False) -> None:
+    """Print the key metrics of one run, what its SSM input's code is, and where everything lies.
+
+    Args:
+        result: Content of ``result.json``.
+        folder: Where it lies.
+        brief: On one line, for a job among others.
+    """
+    out = console()
+    heads = key_metrics(result["metrics"])
+    shown = {name: number(result["metrics"][name]["value"], name) for name in heads}
+    if brief:
+        out.print("  " + ", ".join(f"{heads[name]} {shown[name]}" for name in key_metrics(heads, KINDS_ON_CONSOLE)))
+        return
     table = Table(title=str(result["name"]), title_justify="left", title_style="bold", show_edge=False)
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("unit", style="dim")
-    for name in key_metrics(result["metrics"]):
-        metric = result["metrics"][name]
-        shown = number(metric["value"], name)
-        table.add_row(name, shown, "" if shown.endswith(("%", "ms", "MB")) else metric["unit"])
-    console = Console()
-    console.print(table)
+    for name, value in shown.items():
+        table.add_row(name, value, "" if value.endswith(("%", "ms", "MB")) else result["metrics"][name]["unit"])
+    out.print(table)
     summary = {key.partition("/")[2]: v for key, v in result["site_summary"].items() if key.startswith("ssm_input/")}
     words = [f"{head} {number(summary[key], key)}" for key, head in SITE_COLUMNS if key in summary]
     if words:
-        console.print("ssm_input, mean over layers: " + ", ".join(words), style="dim", highlight=False)
-    console.print(f"{folder}/result.json", style="dim", highlight=False, soft_wrap=True)
+        out.print("ssm_input, mean over layers: " + ", ".join(words), style="dim")
+    out.print(f"{folder}/result.json", style="dim", soft_wrap=True)
 
 
-def show_sites(sites: Sequence[Mapping[str, Any]], folder: Path, width: int) -> None:
+def show_sites(sites: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Print one row for each site: its code and how it fits what was counted."""
     table = Table(title="codes of the sites", title_justify="left", title_style="bold", show_edge=False)
-    table.add_column("site")
+    table.add_column("site", no_wrap=True)
     for _, head in SITE_COLUMNS:
         table.add_column(head, justify="right")
     for site in sites:
         cells = (number(site.get(key), key) for key, _ in SITE_COLUMNS)
         table.add_row(str(site["name"]).replace(".mixer", ""), *cells)
-    console = Console(width=max(width, 150))
-    console.print(table if sites else "nothing is quantized")
-    console.print(f"{folder}/result.json", style="dim", highlight=False, soft_wrap=True)
+    out = console()
+    out.print(table if sites else "nothing is quantized")
+    out.print(f"{folder}/result.json", style="dim", soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict
 
 from omegaconf import DictConfig, OmegaConf
@@ -40,4 +39,4 @@ def run(config: DictConfig) -> None:
                 "seconds": session.seconds,
             }
         )
-    show_sites(content.get("sites", []), folder.path, shutil.get_terminal_size().columns)
+    show_sites(content.get("sites", []), folder.path)

@@ -54,7 +54,7 @@ def run(config: DictConfig) -> float | None:
         result = folder.write_result(_result(session, report, measured))
         figure = write_figure(folder.path, result)
         tracked.log(result, figure)
-    show_run(result, folder.path)
+    show_run(result, folder.path, brief=folder.in_multirun)
     return _objective(config, measured)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -62,21 +63,24 @@ class RunFolder:
     Attributes:
         path: The folder.
         identity: What tells this run from others: name, arm, group, overrides, choices.
+        in_multirun: Whether other jobs follow.
     """
 
     path: Path
     identity: dict[str, Any]
+    in_multirun: bool = False
 
     @classmethod
     def of(cls, config: DictConfig) -> RunFolder:
         """The folder that ``paths.run`` names."""
         overrides: Sequence[str] = []
         choices: Mapping[str, Any] = {}
-        number = 0
+        number, in_multirun = 0, False
         if HydraConfig.initialized():
             hydra = HydraConfig.get()
             overrides = list(hydra.overrides.task)
             choices = {k: v for k, v in hydra.runtime.choices.items() if not str(k).startswith("hydra")}
+            in_multirun = hydra.mode == RunMode.MULTIRUN
             number = int(OmegaConf.select(hydra, "job.num", throw_on_missing=False) or 0)
         identity = {
             "name": config.name,
@@ -86,7 +90,7 @@ class RunFolder:
             "overrides": overrides,
             "choices": _plain(choices),
         }
-        return cls(Path(config.paths.run).absolute(), identity)
+        return cls(Path(config.paths.run).absolute(), identity, in_multirun)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -100,7 +104,7 @@ class RunFolder:
             tail = traceback.format_exception(error)[-TRACEBACK_LINES:]
             line = f"{type(error).__name__}: {error}".splitlines()[0][:LINE_LENGTH]
             self._status(state, began, error=line, traceback="".join(tail))
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and self.in_multirun:  # a single run's error is shown at its end, at once
                 message = f"run {self.identity['number']} ({self.identity['name']}) failed: {line}"
                 Console(stderr=True, soft_wrap=True, highlight=False).print(message, style="bold red", markup=False)
             raise

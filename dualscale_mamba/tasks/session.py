@@ -22,6 +22,7 @@ from dualscale_mamba.configuration import instantiate
 from dualscale_mamba.data.batches import token_batches, tokens_hash
 from dualscale_mamba.data.text import documents
 from dualscale_mamba.environment import kernel_hash
+from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.models.config import dtype_from_name
 from dualscale_mamba.models.pretrained import Pretrained, load_pretrained
 from dualscale_mamba.quantization.calibration import Calibration, calibrate, calibration_key
@@ -76,13 +77,11 @@ class Session:
         """Token ids (batch, length) of the calibration set."""
         settings = self.config.calibration
         docs = documents(settings.source, instantiate.data_root(self.config))
-        windows = token_batches(
-            self.pretrained.tokenizer,
-            docs,
-            samples=settings.samples,
-            length=settings.length,
-            batch_size=settings.batch_size,
-        )
+        sizes = {key: settings[key] for key in ("samples", "length", "batch_size")}
+        try:
+            windows = token_batches(self.pretrained.tokenizer, docs, **sizes)
+        except ConfigError as error:  # the text is too short for it: say which text and which key
+            raise ConfigError(f"calibration.{error.key}", error.value, error.allowed) from None
         self.hashes["calibration_tokens"] = tokens_hash(windows)
         return [window[:, :-1] for window in windows]
 

@@ -1,4 +1,7 @@
-"""A sweeper that also takes unions of grids, and refuses a study before its first job if any job cannot run."""
+"""A sweeper that also takes unions of grids, and refuses a study before its first job if any job cannot run.
+
+It lies here because Hydra takes sweepers from the name space package ``hydra_plugins`` only.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
+from dualscale_mamba.configuration import studies
 from dualscale_mamba.configuration.validate import InvalidConfig, problems
 
 
@@ -66,28 +69,21 @@ class UnionSweeper(BasicSweeper):
             found += [f"job {number} ({' '.join(overrides)}): {problem}" for problem in problems(config)]
         if found:
             raise InvalidConfig(found)
-        sweep_folders.append(Path(self.config.hydra.sweep.dir).absolute())
-
-
-# Folders of the multiruns that this process began: what is left to compare when a job has failed, for then
-# Hydra 1.3 calls no end-of-multirun callback.
-sweep_folders: list[Path] = []
-
-# Hydra admits plugins of its own name space only.
-UnionSweeper.__module__ = "hydra_plugins.dualscale_mamba"
+        studies.begun.append(Path(self.config.hydra.sweep.dir).absolute())
 
 
 def _text(value: Any) -> str:
     return ",".join(str(v) for v in value) if OmegaConf.is_list(value) or isinstance(value, list) else str(value)
 
 
-def register() -> None:
-    """Make ``hydra/sweeper: union`` known."""
-    Plugins.instance().register(UnionSweeper)
-    node = {
-        "_target_": f"{UnionSweeper.__module__}.{UnionSweeper.__name__}",
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="union",
+    node={
+        "_target_": f"{__name__}.{UnionSweeper.__name__}",
         "max_batch_size": None,
         "params": None,
         "grids": None,
-    }
-    ConfigStore.instance().store(group="hydra/sweeper", name="union", node=node, provider="dualscale_mamba")
+    },
+    provider="dualscale_mamba",
+)
