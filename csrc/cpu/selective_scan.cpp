@@ -14,7 +14,7 @@ namespace dualscale::cpu {
 namespace {
 
 constexpr int64_t kChannels = 64;  // of a task
-constexpr int64_t kTokens = 32;    // of a chunk
+constexpr int64_t kTokens = 16;    // of a chunk
 constexpr int64_t kMaxState = 256;
 
 struct Inputs {
@@ -116,7 +116,7 @@ struct Reader {
 struct Chunk {
   alignas(64) float step[kTokens][kChannels], input[kTokens][kChannels], output[kTokens][kChannels],
       gate[kTokens][kChannels];
-  alignas(64) float B[kTokens][kMaxState], C[kTokens][kMaxState];
+  alignas(64) float B[kTokens * kMaxState], C[kTokens * kMaxState];  // rows of as many states as there are
 };
 
 // `tokens` steps of the recurrence for the kLanes channels from `lane` on. state and A2 (A times log2 e) are
@@ -132,7 +132,7 @@ void recur(Chunk& chunk, int64_t tokens, int64_t lane, int64_t states, float (*s
   for (int64_t t = 0; t < tokens; ++t) {
     const Vec step = load_vec(chunk.step[t] + lane), input = load_vec(chunk.input[t] + lane);
     Vec even = load_vec(chunk.output[t] + lane), odd = {};
-    const float *B = chunk.B[t], *C = chunk.C[t];
+    const float *B = chunk.B + t * count, *C = chunk.C + t * count;
 #pragma GCC unroll 16
     for (int64_t n = 0; n < count; ++n) {
       const Vec decay = exp2_decay(step * load_vec(A2[n] + lane));
@@ -194,8 +194,8 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
                       chunk->step[k], chunk->input[k], chunk->output[k], chunk->gate[k]);
           alignas(64) float scratch[kMaxState];
           const auto bytes = static_cast<size_t>(states) * sizeof(float);
-          std::memcpy(chunk->B[k], source_B.read(b * B_batch + t * B_token, 0, states, scratch), bytes);
-          std::memcpy(chunk->C[k], source_C.read(b * C_batch + t * C_token, 0, states, scratch), bytes);
+          std::memcpy(chunk->B + k * states, source_B.read(b * B_batch + t * B_token, 0, states, scratch), bytes);
+          std::memcpy(chunk->C + k * states, source_C.read(b * C_batch + t * C_token, 0, states, scratch), bytes);
         }
         for (int64_t lane = 0; lane < n; lane += kLanes) {
           if (states == 16) {
