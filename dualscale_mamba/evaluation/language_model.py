@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from dualscale_mamba.evaluation.base import LanguageModel, Tokenizer
 from dualscale_mamba.evaluation.scoring import token_log_probabilities
+from dualscale_mamba.models.generation import generate
 
 # Text (unused here), tokens of the context, tokens of the continuation: lm-eval's own triple.
 _Request = tuple[Any, list[int], list[int]]
@@ -151,19 +152,16 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         if not hasattr(model, "allocate_cache"):
             raise NotImplementedError(f"{type(model).__name__} has no one-token step, so it cannot generate")
         limit = int(settings.get("max_gen_toks", 256))
-        stops = [settings["until"]] if isinstance(settings.get("until"), str) else settings.get("until") or []
+        until = settings.get("until") or []
+        stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
         prompt = ([self.prefix_token_id] if not context else self.tok_encode(context))[-self.max_length :]
-        cache = model.allocate_cache(1)
-        logits = model(torch.tensor([prompt], device=self.device), cache, last_only=True)[:, -1]
-        tokens: list[int] = []
-        while len(tokens) < limit:
-            token = int(logits.argmax(-1))
-            if token == self.eot_token_id:
+        ids = torch.tensor([prompt], device=self.device)
+        text, tokens = "", []
+        for token in generate(model, ids, max_new_tokens=limit):
+            if int(token) == self.eot_token_id:
                 break
-            tokens.append(token)
+            tokens.append(int(token))
             text = self.tokenizer.decode(tokens)
             if any(stop in text for stop in stops):
                 break
-            logits = model.step(torch.tensor([token], device=self.device), cache)
-        text = self.tokenizer.decode(tokens)
-        return min((text.split(stop)[0] for stop in stops if stop), key=len, default=text)
+        return min((text.split(stop)[0] for stop in stops), key=len, default=text)
