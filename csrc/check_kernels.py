@@ -91,12 +91,19 @@ def compile_one(made: Recipe, source: Path) -> tuple[list[Kernel], str]:
 
 
 def table(kernels: Sequence[Kernel]) -> str:
-    """One line a kernel."""
-    lines = [f"{'source':<28} {'arch':<8} {'registers':>9} {'shared B':>8} {'spilled B':>9}  kernel"]
-    for kernel in sorted(kernels, key=lambda each: (each.source, each.name, len(each.arch), each.arch)):
-        numbers = f"{kernel.registers:>9} {kernel.shared:>8} {kernel.spills:>9}"
-        lines.append(f"{kernel.source:<28} {kernel.arch:<8} {numbers}  {kernel.name}")
-    return "\n".join(lines)
+    """One line a kernel, one value an architecture."""
+    rows: dict[tuple[str, str], list[Kernel]] = {}
+    for kernel in kernels:
+        rows.setdefault((kernel.source, kernel.name), []).append(kernel)
+    lines = [f"{'source':<20} {'registers':>11} {'shared B':>17} {'spilled B':>9}  kernel"]
+    for (source, name), found in sorted(rows.items()):
+        registers, shared, spills = (
+            "/".join(str(getattr(kernel, field)) for kernel in found)
+            for field in ("registers", "shared", "spills")
+        )
+        lines.append(f"{source:<20} {registers:>11} {shared:>17} {spills:>9}  {name}")
+    archs = "/".join(dict.fromkeys(kernel.arch for kernel in kernels))
+    return "\n".join([f"values for {archs}", *lines])
 
 
 def check(archs: Sequence[str], jobs: int) -> int:

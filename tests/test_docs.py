@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from dualscale_mamba.configuration import startup
-from dualscale_mamba.configuration.sweeper import UnionSweeper
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
@@ -67,14 +69,20 @@ def composed(overrides: list[str]) -> DictConfig:
         return compose("config", overrides=overrides, return_hydra_config=True)
 
 
+@cache
+def sweeper_of(stored: tuple[str, ...]) -> tuple[type[Any], dict[str, Any]]:
+    """The sweeper's class and the settings that a stored sweep gives it."""
+    settings = OmegaConf.to_container(composed(list(stored)).hydra.sweeper, resolve=False)
+    assert isinstance(settings, dict)
+    return get_class(settings.pop("_target_")), {str(key): value for key, value in settings.items()}
+
+
 def jobs(overrides: list[str]) -> list[list[str]]:
     """The jobs of a multirun: a stored sweep's grids and choices ``a,b`` taken apart."""
-    stored = [word for word in overrides if word.startswith("sweeps=")]
-    settings = OmegaConf.to_container(composed(stored).hydra.sweeper, resolve=False) if stored else {}
-    assert isinstance(settings, dict)
+    make, settings = sweeper_of(tuple(word for word in overrides if word.startswith("sweeps=")))
     params = [f"{key}={value}" for key, value in (settings.get("params") or {}).items()]
     parsed = OverridesParser.create().parse_overrides([*params, *overrides])
-    batches = UnionSweeper(None, None, settings.get("grids")).split_arguments(parsed, None)
+    batches = make(**settings).split_arguments(parsed, None)
     return [list(job) for batch in batches for job in batch]
 
 
