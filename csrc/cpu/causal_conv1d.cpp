@@ -1,8 +1,9 @@
 // Causal depthwise convolution + bias + SiLU + encode, for a sequence and for one token.
 //
-// Each input row is decoded once, into a ring of fp32 rows that stays in the first-level cache; the taps then run
-// over channels.
+// Each input row is decoded once, into a ring of fp32 rows that stays in the first-level cache; the taps then
+// run over channels.
 #include <algorithm>
+#include <cstring>
 
 #include "checks.h"
 #include "cpu/rows.h"
@@ -32,7 +33,8 @@ struct Taps {
   // out = SiLU(bias + sum of taps); rows[k] is the input W - 1 - k tokens ago.
   template <int64_t kWidth>
   void apply(const float* const* rows, int64_t n, float* out) const {
-    const float *first = rows[0], *second = rows[1], *third = rows[kWidth > 2 ? 2 : 0], *last = rows[kWidth - 1];
+    const float *first = rows[0], *second = rows[1], *third = rows[kWidth > 2 ? 2 : 0],
+                *last = rows[kWidth - 1];
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
       float sum = fma_of(weight[0][i], first[i], bias[i]);
@@ -58,9 +60,12 @@ struct Taps {
   }
 };
 
-const float* pointer(const OptionalTensor& tensor) { return tensor ? tensor->const_data_ptr<float>() : nullptr; }
+const float* pointer(const OptionalTensor& tensor) {
+  return tensor ? tensor->const_data_ptr<float>() : nullptr;
+}
 
-void check_taps(const char* op, const Tensor& weight, const OptionalTensor& bias, int64_t channels, const Tensor& x) {
+void check_taps(const char* op, const Tensor& weight, const OptionalTensor& bias, int64_t channels,
+                const Tensor& x) {
   check_dim({op, "weight"}, weight, 2);
   if (weight.size(1) < 2 || weight.size(1) > kMaxWidth) {
     refuse({op, "weight"}, "has " + std::to_string(weight.size(1)) + " taps", "2, 3 or 4");
@@ -78,8 +83,8 @@ void check_history(const Argument& argument, const Tensor& history, const Tensor
 }
 
 Tensor causal_conv1d_encode(const Tensor& x, const OptionalTensor& x_code, const Tensor& weight,
-                            const OptionalTensor& bias, const OptionalTensor& initial, const OptionalTensor& code,
-                            ScalarType dtype) {
+                            const OptionalTensor& bias, const OptionalTensor& initial,
+                            const OptionalTensor& code, ScalarType dtype) {
   const char* op = "causal_conv1d_encode";
   check_dim({op, "x"}, x, 3);
   check_channels({op, "x"}, x);

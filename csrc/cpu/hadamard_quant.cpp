@@ -1,7 +1,7 @@
 // x (base (x) H_{2^k})^T / sqrt(C), then encode; one row a task.
 //
-// The stages of H_{2^k} commute. Those between values of one register are a shuffle and a multiply-add; the others
-// combine registers. `base` then mixes the m parts of the row.
+// The stages of H_{2^k} commute. Those between values of one register are a shuffle and a multiply-add; the
+// others combine registers. `base` then mixes the m parts of the row.
 #include <algorithm>
 #include <cmath>
 #include <vector>

@@ -22,8 +22,9 @@ float sum_of_squares(const float* row, int64_t n) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> rms_norm_quant(const Tensor& x, const OptionalTensor& residual,
-                                                  const Tensor& weight, double eps, const OptionalTensor& code,
-                                                  bool per_token, ScalarType residual_dtype, ScalarType dtype) {
+                                                  const Tensor& weight, double eps,
+                                                  const OptionalTensor& code, bool per_token,
+                                                  ScalarType residual_dtype, ScalarType dtype) {
   const char* op = "rms_norm_quant";
   check_channels({op, "x"}, x);
   check_floating({op, "x"}, x);
@@ -44,7 +45,8 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm_quant(const Tensor& x, const Optiona
   RowCodes result(x, code, per_token, rows, dtype);
   Tensor total = empty_of(x, residual_dtype);
   const RowWriter writer(result, code, per_token, channels);
-  const Source inputs(x, std::nullopt), before(residual ? *residual : x, std::nullopt), rounded(total, std::nullopt);
+  const Source inputs(x, std::nullopt), before(residual ? *residual : x, std::nullopt),
+      rounded(total, std::nullopt);
   const Sink totals(total, std::nullopt);
   const float* const gains = weight.const_data_ptr<float>();
 

@@ -1,4 +1,5 @@
-// The common end of the operators that finish a whole row at once: static code, one scale a row, or floating point.
+// The common end of the operators that finish a whole row at once: static code, one scale a row, or floating
+// point.
 #pragma once
 
 #include <algorithm>

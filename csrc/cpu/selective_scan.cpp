@@ -1,9 +1,11 @@
 // Selective scan (Gu & Dao 2023, Algorithm 2), for a sequence and for one token.
 //
-// A task is one batch entry and one block of channels, walked in chunks of tokens: first the inputs of the chunk
-// are decoded and passed through softplus and SiLU, row by row; then each register-wide group of channels runs the
-// recurrence with its states in registers. Channels are the lanes, so that nothing is ever summed across lanes.
+// A task is one batch entry and one block of channels, walked in chunks of tokens: first the inputs of the
+// chunk are decoded and passed through softplus and SiLU, row by row; then each register-wide group of
+// channels runs the recurrence with its states in registers. Channels are the lanes, so that nothing is ever
+// summed across lanes.
 #include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "checks.h"
@@ -66,7 +68,9 @@ void check_state(const Argument& argument, const Tensor& state, const Inputs& in
   check_last_stride(argument, state);
 }
 
-const float* pointer(const OptionalTensor& tensor) { return tensor ? tensor->const_data_ptr<float>() : nullptr; }
+const float* pointer(const OptionalTensor& tensor) {
+  return tensor ? tensor->const_data_ptr<float>() : nullptr;
+}
 
 // Decoding of rows of u, delta and z, with what happens to them before the recurrence.
 struct Reader {
@@ -82,7 +86,8 @@ struct Reader {
         bias(pointer(in.delta_bias)),
         gated(in.z.has_value()) {}
 
-  // step = softplus(delta + bias), input = step * u, direct = D u, gate = SiLU(z), each for channels [c, c + n).
+  // step = softplus(delta + bias), input = step * u, direct = D u, gate = SiLU(z), each for channels [c, c +
+  // n).
   void read(int64_t u_at, int64_t delta_at, int64_t z_at, int64_t c, int64_t n, float* step, float* input,
             float* direct, float* gate) const {
     alignas(64) float scratch[kChannels];
@@ -120,7 +125,8 @@ struct Chunk {
 };
 
 // `tokens` steps of the recurrence for the kLanes channels from `lane` on. state and A2 (A times log2 e) are
-// [state][kChannels]. kStates is the number of states where it is known, so that they stay in registers, or 0.
+// [state][kChannels]. kStates is the number of states where it is known, so that they stay in registers, or
+// 0.
 template <int64_t kStates>
 void recur(Chunk& chunk, int64_t tokens, int64_t lane, int64_t states, float (*state)[kChannels],
            const float (*A2)[kChannels]) {
@@ -149,11 +155,13 @@ void recur(Chunk& chunk, int64_t tokens, int64_t lane, int64_t states, float (*s
 
 std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor& u_code, const Tensor& delta,
                                           const OptionalTensor& delta_code, const Tensor& A, const Tensor& B,
-                                          const OptionalTensor& B_code, const Tensor& C, const OptionalTensor& C_code,
-                                          const OptionalTensor& D, const OptionalTensor& z,
-                                          const OptionalTensor& z_code, const OptionalTensor& delta_bias,
-                                          const OptionalTensor& initial, ScalarType dtype) {
-  const Inputs in{"selective_scan", u, delta, A, B, C, u_code, delta_code, B_code, C_code, D, z, z_code, delta_bias};
+                                          const OptionalTensor& B_code, const Tensor& C,
+                                          const OptionalTensor& C_code, const OptionalTensor& D,
+                                          const OptionalTensor& z, const OptionalTensor& z_code,
+                                          const OptionalTensor& delta_bias, const OptionalTensor& initial,
+                                          ScalarType dtype) {
+  const Inputs in{"selective_scan", u,      delta,  A, B, C,      u_code,
+                  delta_code,       B_code, C_code, D, z, z_code, delta_bias};
   check_dim({in.op, "u"}, u, 3);
   check_inputs(in, dtype);
   if (initial) {
@@ -169,15 +177,16 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
   float* const final_state = last.mutable_data_ptr<float>();
   const int64_t i_batch = initial ? initial->stride(0) : 0, i_channel = initial ? initial->stride(1) : 0;
   const int64_t z_batch = z ? z->stride(0) : 0, z_token = z ? z->stride(1) : 0;
-  const int64_t u_batch = u.stride(0), u_token = u.stride(1), d_batch = delta.stride(0), d_token = delta.stride(1);
+  const int64_t u_batch = u.stride(0), u_token = u.stride(1), d_batch = delta.stride(0),
+                d_token = delta.stride(1);
   const int64_t B_batch = B.stride(0), B_token = B.stride(1), C_batch = C.stride(0), C_token = C.stride(1);
   const int64_t blocks = (channels + kChannels - 1) / kChannels;
 
   torch::stable::parallel_for(0, batch * blocks, 1, [&](int64_t begin, int64_t end) {
     const auto chunk = std::make_unique<Chunk>();
     const auto buffer = std::make_unique<float[][kChannels]>(static_cast<size_t>(2 * states));
-    float(*const state)[kChannels] = buffer.get();
-    float(*const A2)[kChannels] = buffer.get() + states;
+    float (*const state)[kChannels] = buffer.get();
+    float (*const A2)[kChannels] = buffer.get() + states;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / blocks, c = task % blocks * kChannels, n = std::min(kChannels, channels - c);
       for (int64_t i = 0; i < n; ++i) {
@@ -194,8 +203,10 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
                       chunk->step[k], chunk->input[k], chunk->output[k], chunk->gate[k]);
           alignas(64) float scratch[kMaxState];
           const auto bytes = static_cast<size_t>(states) * sizeof(float);
-          std::memcpy(chunk->B + k * states, source_B.read(b * B_batch + t * B_token, 0, states, scratch), bytes);
-          std::memcpy(chunk->C + k * states, source_C.read(b * C_batch + t * C_token, 0, states, scratch), bytes);
+          std::memcpy(chunk->B + k * states, source_B.read(b * B_batch + t * B_token, 0, states, scratch),
+                      bytes);
+          std::memcpy(chunk->C + k * states, source_C.read(b * C_batch + t * C_token, 0, states, scratch),
+                      bytes);
         }
         for (int64_t lane = 0; lane < n; lane += kLanes) {
           if (states == 16) {
@@ -225,7 +236,8 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
 }
 
 // One step for one channel, with its states as the lanes.
-float advance(float* state, const float* A, const float* B, const float* C, int64_t states, float step, float input) {
+float advance(float* state, const float* A, const float* B, const float* C, int64_t states, float step,
+              float input) {
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
   for (int64_t s = 0; s < states; ++s) {
@@ -235,12 +247,25 @@ float advance(float* state, const float* A, const float* B, const float* C, int6
   return sum;
 }
 
-Tensor selective_state_update(Tensor state, const Tensor& u, const OptionalTensor& u_code, const Tensor& delta,
-                              const OptionalTensor& delta_code, const Tensor& A, const Tensor& B,
-                              const OptionalTensor& B_code, const Tensor& C, const OptionalTensor& C_code,
-                              const OptionalTensor& D, const OptionalTensor& z, const OptionalTensor& z_code,
-                              const OptionalTensor& delta_bias, ScalarType dtype) {
-  const Inputs in{"selective_state_update", u, delta, A, B, C, u_code, delta_code, B_code, C_code, D, z, z_code,
+Tensor selective_state_update(Tensor state, const Tensor& u, const OptionalTensor& u_code,
+                              const Tensor& delta, const OptionalTensor& delta_code, const Tensor& A,
+                              const Tensor& B, const OptionalTensor& B_code, const Tensor& C,
+                              const OptionalTensor& C_code, const OptionalTensor& D, const OptionalTensor& z,
+                              const OptionalTensor& z_code, const OptionalTensor& delta_bias,
+                              ScalarType dtype) {
+  const Inputs in{"selective_state_update",
+                  u,
+                  delta,
+                  A,
+                  B,
+                  C,
+                  u_code,
+                  delta_code,
+                  B_code,
+                  C_code,
+                  D,
+                  z,
+                  z_code,
                   delta_bias};
   check_dim({in.op, "u"}, u, 2);
   check_inputs(in, dtype);
@@ -253,7 +278,8 @@ Tensor selective_state_update(Tensor state, const Tensor& u, const OptionalTenso
   const float* decay = A.const_data_ptr<float>();
   float* const states_data = state.mutable_data_ptr<float>();
   const int64_t s_batch = state.stride(0), s_channel = state.stride(1), z_batch = z ? z->stride(0) : 0;
-  const int64_t u_batch = u.stride(0), d_batch = delta.stride(0), B_batch = B.stride(0), C_batch = C.stride(0);
+  const int64_t u_batch = u.stride(0), d_batch = delta.stride(0), B_batch = B.stride(0),
+                C_batch = C.stride(0);
   const int64_t blocks = (channels + kChannels - 1) / kChannels;
 
   torch::stable::parallel_for(0, batch * blocks, 16, [&](int64_t begin, int64_t end) {

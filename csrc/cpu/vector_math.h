@@ -1,7 +1,8 @@
 // Elementary functions that vectorise: straight-line fp32 code without calls, for use in simd loops.
 //
-// Errors against fp64, measured by tests/ops/test_vector_math.py through the operators: exp, silu and softplus
-// within 3 units in the last place over the whole range; NaN stays NaN, infinities have their limits.
+// Errors against fp64, measured by tests/ops/test_vector_math.py through the operators: exp, silu and
+// softplus within 3 units in the last place over the whole range; NaN stays NaN, infinities have their
+// limits.
 #pragma once
 
 #include <cmath>

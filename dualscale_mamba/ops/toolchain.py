@@ -19,10 +19,12 @@ DEVICES = ("cpu", "cuda")
 # The oldest torch whose stable ABI the sources may use (2.11).
 TARGET_VERSION = "0x020b000000000000"
 COMMON_FLAGS = ("-O3", "-std=c++17", f"-DTORCH_TARGET_VERSION={TARGET_VERSION}")
+# GCC warns of uninitialised variables inside its own AVX-512 headers, hence the last two.
 # No -ffast-math: NaN and infinity have a meaning here. No contraction: encode rounds each product and sum.
 HOST_FLAGS = (
     "-fPIC", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
     "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas",
+    "-Wno-uninitialized", "-Wno-maybe-uninitialized",
 )  # fmt: skip
 CUDA_FLAGS = ("-DUSE_CUDA", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off")
 # From Hopper on, the instructions of one architecture (wgmma, TMA) need its own target.

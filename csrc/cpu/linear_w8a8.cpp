@@ -1,0 +1,266 @@
+// int8 x int8 linear layer with the knee term, exact sums, one scaling at the end.
+//
+// The dot product of the machine multiplies unsigned by signed bytes, so activations are stored as q + 128
+// and the surplus of 128 * weight_sum is taken off at the end, together with the zero point. The knee term is
+// a second row of activations, max(q - knee, 0), which lies in 0..255 too: the kernel sees twice the rows and
+// the same weights.
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#if defined(__AVX512VNNI__)
+#include <immintrin.h>
+#endif
+
+#include "checks.h"
+#include "cpu/rows.h"
+
+namespace dualscale::cpu {
+namespace {
+
+constexpr int64_t kTile = 4;             // rows and columns of a register tile
+constexpr int64_t kColumns = 64;         // columns of a task
+constexpr int64_t kRows = 32;            // rows of a task
+constexpr int64_t kWork = 128 * 1024;    // products that pay for waking a thread
+constexpr int64_t kMaxInputs = 1 << 16;  // 255 * 128 * 65536 < 2^31
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+
+// The sums of the lanes of four registers.
+inline __m128i sum_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
+  const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+  const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+  return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+// sums[r][c] = rows[r] . columns[c]
+template <int64_t kCount>
+void multiply(const uint8_t* const* rows, const int8_t* const* columns, int64_t size,
+              int32_t (*sums)[kTile]) {
+  __m512i acc[kCount][kTile];
+  for (auto& row : acc) {
+    for (auto& one : row) {
+      one = _mm512_setzero_si512();
+    }
+  }
+  for (int64_t k = 0; k < size; k += 64) {
+    const __mmask64 mask = size - k >= 64 ? ~__mmask64{0} : (__mmask64{1} << (size - k)) - 1;
+    __m512i weights[kTile];
+#pragma GCC unroll 4
+    for (int64_t c = 0; c < kTile; ++c) {
+      weights[c] = _mm512_maskz_loadu_epi8(mask, columns[c] + k);
+    }
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < kCount; ++r) {
+      const __m512i values = _mm512_maskz_loadu_epi8(mask, rows[r] + k);
+#pragma GCC unroll 4
+      for (int64_t c = 0; c < kTile; ++c) {
+        acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], values, weights[c]);
+      }
+    }
+  }
+  for (int64_t r = 0; r < kCount; ++r) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(sums[r]),
+                     sum_lanes(acc[r][0], acc[r][1], acc[r][2], acc[r][3]));
+  }
+}
+
+#else
+
+template <int64_t kCount>
+void multiply(const uint8_t* const* rows, const int8_t* const* columns, int64_t size,
+              int32_t (*sums)[kTile]) {
+  for (int64_t r = 0; r < kCount; ++r) {
+    for (int64_t c = 0; c < kTile; ++c) {
+      const uint8_t* const row = rows[r];
+      const int8_t* const column = columns[c];
+      int32_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t k = 0; k < size; ++k) {
+        sum += static_cast<int32_t>(row[k]) * static_cast<int32_t>(column[k]);
+      }
+      sums[r][c] = sum;
+    }
+  }
+}
+
+#endif
+
+// What turns integer sums into the result.
+struct Epilogue {
+  double zero = 128.0;  // of the stored activations
+  double gain = 0.0, lift = 0.0;
+  float scale = 1.0f;
+  const float *weight_scale, *row_scale, *bias;
+  const int32_t* weight_sum;
+
+  float operator()(int32_t plain, int32_t above_knee, int64_t row, int64_t column) const {
+    const double sum = weight_sum[column];
+    const double above = static_cast<double>(above_knee) + lift * sum;
+    const double total = (static_cast<double>(plain) - zero * sum) + gain * above;
+    float y = static_cast<float>(total) * (scale * weight_scale[column]);
+    y = row_scale ? y * row_scale[row] : y;
+    return bias ? y + bias[column] : y;
+  }
+};
+
+// Activations as the kernel wants them: one row, or with a knee two, for each row of x.
+class Activations {
+ public:
+  Activations(const Tensor& x, bool has_knee, int64_t knee)
+      : size_(x.size(x.dim() - 1)), per_row_(has_knee ? 2 : 1) {
+    const RowOffsets offsets(x);
+    const int8_t* const codes = x.const_data_ptr<int8_t>();
+    data_.reset(new uint8_t[static_cast<size_t>(offsets.rows() * per_row_ * size_)]);
+    torch::stable::parallel_for(0, offsets.rows(), kWork / size_ + 1, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const int8_t* const in = codes + offsets(row);
+        uint8_t* const plain = data_.get() + row * per_row_ * size_;
+        for (int64_t k = 0; k < size_; ++k) {
+          plain[k] = static_cast<uint8_t>(in[k] ^ 0x80);
+        }
+        for (int64_t k = 0; has_knee && k < size_; ++k) {
+          plain[size_ + k] = static_cast<uint8_t>(std::max<int32_t>(in[k] - static_cast<int32_t>(knee), 0));
+        }
+      }
+    });
+  }
+
+  int64_t per_row() const { return per_row_; }
+  const uint8_t* operator[](int64_t index) const { return data_.get() + index * size_; }
+
+ private:
+  int64_t size_, per_row_;
+  std::unique_ptr<uint8_t[]> data_;
+};
+
+// All sums of `count` <= kTile activation rows with the columns [n, n + columns) of the weights.
+void multiply_rows(const Activations& in, int64_t first, int64_t count, const int8_t* weight, int64_t size,
+                   int64_t n, int64_t columns, int32_t (*sums)[kColumns]) {
+  const uint8_t* rows[kTile];
+  for (int64_t r = 0; r < kTile; ++r) {
+    rows[r] = in[first + std::min(r, count - 1)];
+  }
+  for (int64_t c = 0; c < columns; c += kTile) {
+    const int8_t* parts[kTile];
+    for (int64_t i = 0; i < kTile; ++i) {
+      parts[i] = weight + (n + std::min(c + i, columns - 1)) * size;
+    }
+    int32_t tile[kTile][kTile];
+    if (count == 1) {
+      multiply<1>(rows, parts, size, tile);
+    } else if (count == 2) {
+      multiply<2>(rows, parts, size, tile);
+    } else {
+      multiply<kTile>(rows, parts, size, tile);
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t i = 0; i < std::min(kTile, columns - c); ++i) {
+        sums[r][c + i] = tile[r][i];
+      }
+    }
+  }
+}
+
+void check_linear(const char* op, const Tensor& x, const OptionalTensor& x_code, bool knee,
+                  const OptionalTensor& row_scale, const Tensor& weight, const Tensor& weight_scale,
+                  const Tensor& weight_sum, const OptionalTensor& bias, const OptionalTensor& code,
+                  ScalarType dtype) {
+  check_channels({op, "x"}, x);
+  check_type({op, "x"}, x, ScalarType::Char);
+  check_last_stride({op, "x"}, x);
+  const int64_t size = x.size(x.dim() - 1);
+  if (size > kMaxInputs) {
+    refuse({op, "x"}, "has " + std::to_string(size) + " channels", "at most " + std::to_string(kMaxInputs));
+  }
+  check_code({op, "x_code"}, x_code, size, Codes::kKneeOneRow, x);
+  if (knee && !x_code) {
+    refuse({op, "knee"}, "is true without x_code", "false, or a code that has the knee");
+  }
+  check_type({op, "weight"}, weight, ScalarType::Char);
+  check_shape({op, "weight"}, weight, {-1, size});
+  check_same_device({op, "weight"}, weight, x);
+  if (!weight.is_contiguous()) {
+    refuse({op, "weight"}, "is not contiguous", "contiguous memory");
+  }
+  const int64_t columns = weight.size(0);
+  check_parameter({op, "weight_scale"}, weight_scale, {columns}, x);
+  check_type({op, "weight_sum"}, weight_sum, ScalarType::Int);
+  check_shape({op, "weight_sum"}, weight_sum, {columns});
+  check_parameter({op, "row_scale"}, row_scale, {x.numel() / size}, x);
+  check_parameter({op, "bias"}, bias, {columns}, x);
+  check_code({op, "code"}, code, columns, Codes::kKnee, x);
+  if (!code) {
+    check_result_type({op, "dtype"}, dtype);
+  }
+}
+
+const float* pointer(const OptionalTensor& tensor) {
+  return tensor ? tensor->const_data_ptr<float>() : nullptr;
+}
+
+Tensor linear_w8a8(const Tensor& x, const OptionalTensor& x_code, bool knee, const OptionalTensor& row_scale,
+                   const Tensor& weight, const Tensor& weight_scale, const Tensor& weight_sum,
+                   const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype) {
+  check_linear("linear_w8a8", x, x_code, knee, row_scale, weight, weight_scale, weight_sum, bias, code,
+               dtype);
+  const int64_t size = x.size(x.dim() - 1), rows = x.numel() / size, columns = weight.size(0);
+  Epilogue finish;
+  finish.weight_scale = weight_scale.const_data_ptr<float>();
+  finish.weight_sum = weight_sum.const_data_ptr<int32_t>();
+  finish.row_scale = pointer(row_scale);
+  finish.bias = pointer(bias);
+  int64_t knee_at = 0;
+  if (x_code) {
+    const Knee in = Knee::load(x_code->const_data_ptr<float>());
+    finish.zero += in.zero;
+    finish.scale = in.scale;
+    if (knee) {
+      // A knee below all codes is lifted to the lowest; what that takes off is a multiple of the weight sums.
+      knee_at = static_cast<int64_t>(std::floor(min_of(max_of(in.knee, -128.0f), 127.0f)));
+      finish.gain = in.gain;
+      finish.lift = in.knee < -128.0f ? -128.0 - in.knee : 0.0;
+    }
+  }
+  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  shape.back() = columns;
+  Tensor y = torch::stable::new_empty(x, shape, code ? ScalarType::Char : dtype);
+  const Activations inputs(x, knee, knee_at);
+  const Sink sink(y, code);
+  const int8_t* const weights = weight.const_data_ptr<int8_t>();
+  const int64_t per_row = inputs.per_row(), step = kTile / per_row;
+  const int64_t row_blocks = (rows + kRows - 1) / kRows, column_blocks = (columns + kColumns - 1) / kColumns;
+  const int64_t grain = kWork / (std::min(rows, kRows) * kColumns * size * per_row + 1) + 1;
+
+  torch::stable::parallel_for(0, row_blocks * column_blocks, grain, [&](int64_t begin, int64_t end) {
+    int32_t sums[kTile][kColumns];
+    float result[kColumns];
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t n = task % column_blocks * kColumns, count = std::min(kColumns, columns - n);
+      const int64_t start = task / column_blocks * kRows, stop = std::min(rows, start + kRows);
+      for (int64_t row = start; row < stop; row += step) {
+        const int64_t together = std::min(step, stop - row);
+        multiply_rows(inputs, row * per_row, together * per_row, weights, size, n, count, sums);
+        for (int64_t r = 0; r < together; ++r) {
+          const int32_t *plain = sums[r * per_row], *above = sums[r * per_row + per_row - 1];
+#pragma omp simd
+          for (int64_t i = 0; i < count; ++i) {
+            result[i] = finish(plain[i], above[i], row + r, n + i);
+          }
+          sink.write(result, (row + r) * columns, n, count);
+        }
+      }
+    }
+  });
+  return y;
+}
+
+}  // namespace
+}  // namespace dualscale::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(dualscale, CPU, m) {
+  m.impl("linear_w8a8", TORCH_BOX(&dualscale::cpu::linear_w8a8));
+}
