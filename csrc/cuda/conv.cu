@@ -1,7 +1,7 @@
-// Causal depthwise convolution + bias + SiLU + encode over a sequence and for one token.
+// Causal depthwise convolution + bias + SiLU + encode over a sequence.
 //
-// A thread owns eight adjacent channels and walks a chunk of the sequence, four rows a turn: the loads of the next
-// four are in flight while it computes, and the window of inputs moves through registers by renaming.
+// A thread owns eight adjacent channels and walks a chunk of the sequence, four rows a turn: the loads of the
+// next four are in flight while it computes, and the window of inputs moves through registers by renaming.
 #include "conv.cuh"
 
 namespace dualscale {
@@ -19,13 +19,15 @@ struct Sequence {
 
 // Inputs before the chunk: from the sequence, from the initial state, or zero.
 template <class T, class Conv>
-__device__ __forceinline__ void before(const Conv& conv, const T* x, const T* initial, const Sequence& s, int64_t t,
-                                       int valid, float (&value)[kConvVector]) {
+__device__ __forceinline__ void before(const Conv& conv, const T* x, const T* initial, const Sequence& s,
+                                       int64_t t, int valid, float (&value)[kConvVector]) {
   const int64_t state_row = t + conv.taps - 1;
   if (t >= 0) {
     conv.values(load_raw<T, kConvVector>(x + t * s.row_stride, s.x_aligned, valid), value);
   } else if (initial != nullptr && state_row >= 0) {
-    conv.values(load_raw<T, kConvVector>(initial + state_row * s.initial_row_stride, s.initial_aligned, valid), value);
+    conv.values(
+        load_raw<T, kConvVector>(initial + state_row * s.initial_row_stride, s.initial_aligned, valid),
+        value);
   } else {
 #pragma unroll
     for (int i = 0; i < kConvVector; ++i) {
@@ -102,85 +104,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-struct Token {
-  int64_t x_stride, state_batch_stride, state_row_stride;
-  unsigned vectors, batch;
-  bool x_aligned, state_aligned, out_aligned;
-};
-
-template <class T, class Result>
-__global__ void __launch_bounds__(kThreads)
-    convolve_token(const T* x, T* state, typename Result::Out* out, ConvParameters p, Token s) {
-  __shared__ float table[std::is_same_v<Result, TableResult> ? kTableWidth : 1];
-  load_shared_table<Result>(p.code, table);
-  const unsigned item = blockIdx.x * kThreads + threadIdx.x;
-  const int64_t channel = static_cast<int64_t>(item % s.vectors) * kConvVector;
-  const int64_t batch = item / s.vectors;
-  if (batch >= s.batch) {
-    return;
-  }
-  const int valid = static_cast<int>(min(static_cast<int64_t>(kConvVector), p.channels - channel));
-  const Convolution<T, false> conv(p, channel, valid, Result::kMutesNan);
-  const Result result(p.code, table, channel, valid);
-  x += batch * s.x_stride + channel;
-  state += batch * s.state_batch_stride + channel;
-
-  float window[kMaxTaps][kConvVector] = {};
-  Raw<T, kConvVector> raw[kMaxTaps];
-#pragma unroll
-  for (int k = 0; k < kMaxTaps; ++k) {
-    const int tap = k - (kMaxTaps - p.taps);
-    if (k == kMaxTaps - 1) {
-      raw[k] = load_raw<T, kConvVector>(x, s.x_aligned, valid);
-    } else if (tap >= 0) {
-      raw[k] = load_raw<T, kConvVector>(state + tap * s.state_row_stride, s.state_aligned, valid);
-    }
-    if (tap >= 0) {
-      conv.values(raw[k], window[k]);
-    }
-  }
-#pragma unroll
-  for (int k = 1; k < kMaxTaps; ++k) {
-    const int row = k - 1 - (kMaxTaps - p.taps);
-    if (row >= 0) {
-      store_raw(state + row * s.state_row_stride, raw[k], s.state_aligned, valid);
-    }
-  }
-  float y[kConvVector];
-#pragma unroll
-  for (int i = 0; i < kConvVector; ++i) {
-    y[i] = conv.silu_over_ln2(i, window[0][i], window[1][i], window[2][i], window[3][i]);
-    if (Result::kMutesNan && sizeof(T) > 1) {
-      y[i] = y[i] == y[i] ? y[i] : 0.0f;
-    }
-  }
-  store_raw(out + batch * p.channels + channel, result.result(y), s.out_aligned, valid);
-}
-
-ConvParameters checked_parameters(const char* op, const Tensor& x, const OptionalTensor& x_code, const Tensor& weight,
-                                  const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype) {
-  const int64_t channels = x.size(x.dim() - 1);
-  check_channels({op, "x"}, x);
-  check_activation({op, "x"}, x, x_code, Codes::kKneeOneRow, x);
-  check_parameter({op, "weight"}, weight, {channels, -1}, x);
-  if (weight.size(1) < 2 || weight.size(1) > kMaxTaps) {
-    refuse({op, "weight"}, "has " + std::to_string(weight.size(1)) + " taps", "2 to 4");
-  }
-  check_parameter({op, "bias"}, bias, {channels}, x);
-  check_code({op, "code"}, code, channels, Codes::kAny, x);
-  if (!code) {
-    check_result_type({op, "dtype"}, dtype);
-  }
-  return {floats(x_code), floats(weight), floats(bias), view_of(code), static_cast<int>(weight.size(1)), channels};
-}
-
-void check_state(const Argument& argument, const Tensor& state, const Tensor& x, int64_t taps, int64_t channels) {
-  check_shape(argument, state, {x.size(0), taps - 1, channels});
-  check_type(argument, state, x.scalar_type());
-  check_same_device(argument, state, x);
-  check_last_stride(argument, state);
-}
-
 // A chunk long enough that its first three rows hardly cost, short enough to fill the chip.
 int chunk_of(int64_t length, int64_t vectors, int64_t batch, int device) {
   const int64_t wanted = static_cast<int64_t>(multiprocessors(device)) * 1024;
@@ -192,8 +115,8 @@ int chunk_of(int64_t length, int64_t vectors, int64_t batch, int device) {
 }
 
 Tensor causal_conv1d_encode(const Tensor& x, const OptionalTensor& x_code, const Tensor& weight,
-                            const OptionalTensor& bias, const OptionalTensor& initial, const OptionalTensor& code,
-                            ScalarType dtype) {
+                            const OptionalTensor& bias, const OptionalTensor& initial,
+                            const OptionalTensor& code, ScalarType dtype) {
   const char* op = "causal_conv1d_encode";
   check_dim({op, "x"}, x, 3);
   const ConvParameters p = checked_parameters(op, x, x_code, weight, bias, code, dtype);
@@ -233,41 +156,9 @@ Tensor causal_conv1d_encode(const Tensor& x, const OptionalTensor& x_code, const
   return out;
 }
 
-Tensor causal_conv1d_update(const Tensor& x, const OptionalTensor& x_code, const Tensor& state, const Tensor& weight,
-                            const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype) {
-  const char* op = "causal_conv1d_update";
-  check_dim({op, "x"}, x, 2);
-  const ConvParameters p = checked_parameters(op, x, x_code, weight, bias, code, dtype);
-  check_state({op, "state"}, state, x, p.taps, p.channels);
-  Tensor out = torch::stable::new_empty(x, x.sizes(), code ? ScalarType::Char : dtype);
-  if (x.numel() == 0) {
-    return out;
-  }
-  const OnDevice device(x);
-  Token s{x.stride(0), state.stride(0), state.stride(1)};
-  s.vectors = static_cast<unsigned>(ceil_div(p.channels, kConvVector));
-  s.batch = static_cast<unsigned>(x.size(0));
-  s.out_aligned = p.channels % kConvVector == 0;
-  const unsigned grid = grid_of(op, ceil_div(static_cast<int64_t>(s.vectors) * s.batch, kThreads));
-  dispatch_activation(x.scalar_type(), [&](auto input) {
-    using T = typename decltype(input)::type;
-    s.x_aligned = is_aligned(x, Raw<T, kConvVector>::kAlignment);
-    s.state_aligned = is_aligned(state, Raw<T, kConvVector>::kAlignment);
-    dispatch_result(p.code, dtype, [&](auto result) {
-      using Result = typename decltype(result)::type;
-      convolve_token<T, Result><<<grid, kThreads, 0, device.stream>>>(
-          static_cast<const T*>(x.data_ptr()), static_cast<T*>(state.data_ptr()),
-          static_cast<typename Result::Out*>(out.data_ptr()), p, s);
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
-    });
-  });
-  return out;
-}
-
 }  // namespace
 }  // namespace dualscale
 
 STABLE_TORCH_LIBRARY_IMPL(dualscale, CUDA, m) {
   m.impl("causal_conv1d_encode", TORCH_BOX(&dualscale::causal_conv1d_encode));
-  m.impl("causal_conv1d_update", TORCH_BOX(&dualscale::causal_conv1d_update));
 }

@@ -1,8 +1,8 @@
-// The causal depthwise convolution of one thread's channels, shared by the sequence and the one-token kernel.
+// The causal depthwise convolution of one thread's channels, shared by conv.cu and conv_update.cu.
 //
-// Activations are multiplied by -log2(e) with the weights, so that SiLU(y) = y / (1 + 2^p) needs no product before
-// the exponential; with codes the weights carry the scale of x too. Results are p / (1 + 2^p) = SiLU(y) / -ln 2,
-// and the constant goes into the parameters of the result's code.
+// Activations are multiplied by -log2(e) with the weights, so that SiLU(y) = y / (1 + 2^p) needs no product
+// before the exponential; with codes the weights carry the scale of x too. Results are p / (1 + 2^p) =
+// SiLU(y) / -ln 2, and the constant goes into the parameters of the result's code.
 #pragma once
 
 #include "launch.cuh"
@@ -84,14 +84,15 @@ struct Convolution {
   }
 };
 
-// Codes by a saturating multiply-add: the code as a fraction of [qmin, qmax], once by the fine and once by the
-// coarse piece, of which the smaller applies. A few 1e-5 of a step from Knee::encode, so that the code is another
-// only next to a tie, where the approximate exponential decides as well.
+// Codes by a saturating multiply-add: the code as a fraction of [qmin, qmax], once by the fine and once by
+// the coarse piece, of which the smaller applies. A few 1e-5 of a step from Knee::encode, so that the code is
+// another only next to a tie, where the approximate exponential decides as well.
 template <int kCodes>
 struct KneeResult {
   using Out = int8_t;
   static constexpr bool kMutesNan = true;
-  float slope[kCodes], offset[kCodes], coarse_slope[kCodes], coarse_offset[kCodes], range[kCodes], base[kCodes];
+  float slope[kCodes], offset[kCodes], coarse_slope[kCodes], coarse_offset[kCodes], range[kCodes],
+      base[kCodes];
 
   __device__ KneeResult(const CodeView& code, const float*, int64_t channel, int valid) {
 #pragma unroll
@@ -168,7 +169,8 @@ struct FloatResult {
 template <class F>
 void dispatch_result(const CodeView& code, ScalarType dtype, F&& f) {
   if (code.rows == nullptr) {
-    return dispatch_floating(dtype, [&](auto type) { f(Type<FloatResult<typename decltype(type)::type>>{}); });
+    return dispatch_floating(dtype,
+                             [&](auto type) { f(Type<FloatResult<typename decltype(type)::type>>{}); });
   }
   if (code.is_table) {
     return f(Type<TableResult>{});
@@ -187,6 +189,33 @@ __device__ __forceinline__ void load_shared_table(const CodeView& code, float* s
       __syncthreads();
     }
   }
+}
+
+inline ConvParameters checked_parameters(const char* op, const Tensor& x, const OptionalTensor& x_code,
+                                         const Tensor& weight, const OptionalTensor& bias,
+                                         const OptionalTensor& code, ScalarType dtype) {
+  const int64_t channels = x.size(x.dim() - 1);
+  check_channels({op, "x"}, x);
+  check_activation({op, "x"}, x, x_code, Codes::kKneeOneRow, x);
+  check_parameter({op, "weight"}, weight, {channels, -1}, x);
+  if (weight.size(1) < 2 || weight.size(1) > kMaxTaps) {
+    refuse({op, "weight"}, "has " + std::to_string(weight.size(1)) + " taps", "2 to 4");
+  }
+  check_parameter({op, "bias"}, bias, {channels}, x);
+  check_code({op, "code"}, code, channels, Codes::kAny, x);
+  if (!code) {
+    check_result_type({op, "dtype"}, dtype);
+  }
+  return {floats(x_code), floats(weight), floats(bias), view_of(code), static_cast<int>(weight.size(1)),
+          channels};
+}
+
+inline void check_state(const Argument& argument, const Tensor& state, const Tensor& x, int64_t taps,
+                        int64_t channels) {
+  check_shape(argument, state, {x.size(0), taps - 1, channels});
+  check_type(argument, state, x.scalar_type());
+  check_same_device(argument, state, x);
+  check_last_stride(argument, state);
 }
 
 }  // namespace dualscale

@@ -31,7 +31,8 @@ struct ChannelCodes {
 
 // In = int8 decodes, Out = int8 encodes. A table that all channels share is searched in shared memory.
 template <class Family, class In, class Out, int kCodes>
-__global__ void __launch_bounds__(kThreads) transcode(const In* in, Out* out, const float* rows, Shape shape) {
+__global__ void __launch_bounds__(kThreads)
+    transcode(const In* in, Out* out, const float* rows, Shape shape) {
   constexpr bool kTable = std::is_same_v<Family, Table>;
   constexpr int kWidth = kTable ? kTableWidth : kKneeWidth;
   __shared__ float table[kTable && kCodes == 1 ? kTableWidth : 1];
@@ -66,7 +67,8 @@ __global__ void __launch_bounds__(kThreads) transcode(const In* in, Out* out, co
       for (int i = 0; i < kVector; ++i) {
         x[i] = std::is_same_v<Out, int8_t> ? codes[i].encode(x[i]) : codes[i].decode(x[i]);
       }
-      store_raw(out + (first + r) * shape.channels + channel, pack<Out, kVector>(x), shape.out_aligned, valid);
+      store_raw(out + (first + r) * shape.channels + channel, pack<Out, kVector>(x), shape.out_aligned,
+                valid);
     }
   }
 }

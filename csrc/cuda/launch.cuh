@@ -100,7 +100,9 @@ inline bool is_aligned(const Tensor& tensor, int64_t bytes) {
   return aligned;
 }
 
-inline bool is_aligned(const OptionalTensor& tensor, int64_t bytes) { return !tensor || is_aligned(*tensor, bytes); }
+inline bool is_aligned(const OptionalTensor& tensor, int64_t bytes) {
+  return !tensor || is_aligned(*tensor, bytes);
+}
 
 template <class T>
 struct Type {

@@ -13,7 +13,7 @@ namespace dualscale {
 
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
-constexpr float kByteBias = 8388736.0f;    // 2^23 + 128
+constexpr float kByteBias = 8388736.0f;      // 2^23 + 128
 constexpr float kIntegerBias = 12582912.0f;  // 1.5 * 2^23
 
 __device__ __forceinline__ float exp2_approx(float x) {
@@ -34,7 +34,9 @@ __device__ __forceinline__ float fma_saturated(float a, float b, float c) {
   return y;
 }
 
-__device__ __forceinline__ float silu(float x) { return x * reciprocal_approx(1.0f + exp2_approx(-kLog2e * x)); }
+__device__ __forceinline__ float silu(float x) {
+  return x * reciprocal_approx(1.0f + exp2_approx(-kLog2e * x));
+}
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
@@ -177,8 +179,8 @@ __device__ __forceinline__ Raw<T, V> pack(const float (&x)[V]) {
   return raw;
 }
 
-// Decoding where an fp32 rounding more or less is allowed: the two straight pieces of a knee code, the larger of
-// which applies. `value` gives the code in units of its scale.
+// Decoding where an fp32 rounding more or less is allowed: the two straight pieces of a knee code, the larger
+// of which applies. `value` gives the code in units of its scale.
 struct Pieces {
   float origin, slope, offset;
 

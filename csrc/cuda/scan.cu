@@ -1,0 +1,103 @@
+// Selective scan: which kernel runs for which sizes. The kernels are in scan.cuh.
+#include "scan.cuh"
+
+namespace dualscale {
+namespace {
+
+template <bool kAllCodes, int kStates, int kSplit, int kBlocks>
+void launch(const ScanArguments& a, cudaStream_t stream) {
+  constexpr int64_t kChannels = kScanThreads / kSplit;
+  const int64_t blocks = a.in.batch * ceil_div(a.in.channels, kChannels);
+  scan<kAllCodes, kStates, kSplit, kBlocks>
+      <<<grid_of("selective_scan", blocks), kScanThreads, 0, stream>>>(a);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// How many states a thread should keep of 16: fewer make more threads, which small problems need to fill the
+// chip, and repeat the work that all threads of a channel share. The cost is in instructions a time step.
+int states_per_thread(const ScanArguments& a, int device) {
+  constexpr struct {
+    int states, channels, cost;
+  } kChoices[] = {{2, 16, 22}, {4, 32, 39}, {8, 64, 73}};
+  int best = 8;
+  int64_t lowest = std::numeric_limits<int64_t>::max();
+  for (const auto& choice : kChoices) {
+    const int64_t blocks = a.in.batch * ceil_div(a.in.channels, choice.channels);
+    const int64_t cost = ceil_div(blocks, multiprocessors(device)) * choice.cost;
+    if (cost < lowest) {
+      lowest = cost;
+      best = choice.states;
+    }
+  }
+  return best;
+}
+
+template <bool kAllCodes>
+void launch_sixteen(const ScanArguments& a, int device, cudaStream_t stream) {
+  switch (states_per_thread(a, device)) {
+    case 2:
+      return launch<kAllCodes, 2, 8, 6>(a, stream);
+    case 4:
+      return launch<kAllCodes, 4, 4, 5>(a, stream);
+    default:
+      return launch<kAllCodes, 8, 2, kAllCodes ? 5 : 4>(a, stream);
+  }
+}
+
+void launch_any(const ScanArguments& a, cudaStream_t stream) {
+  if (a.in.states <= 4) {
+    return launch<false, 4, 1, 3>(a, stream);
+  }
+  if (a.in.states <= 8) {
+    return launch<false, 8, 1, 3>(a, stream);
+  }
+  if (a.in.states <= 32) {
+    return launch<false, 8, 4, 4>(a, stream);
+  }
+  if (a.in.states <= 64) {
+    return launch<false, 8, 8, 4>(a, stream);
+  }
+  if (a.in.states <= 128) {
+    return launch<false, 8, 16, 4>(a, stream);
+  }
+  launch<false, 8, 32, 4>(a, stream);
+}
+
+std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor& u_code, const Tensor& delta,
+                                          const OptionalTensor& delta_code, const Tensor& A, const Tensor& B,
+                                          const OptionalTensor& B_code, const Tensor& C,
+                                          const OptionalTensor& C_code, const OptionalTensor& D,
+                                          const OptionalTensor& z, const OptionalTensor& z_code,
+                                          const OptionalTensor& delta_bias, const OptionalTensor& initial,
+                                          ScalarType dtype) {
+  const char* op = "selective_scan";
+  ScanArguments a{checked_ssm(op, 3, u, u_code, delta, delta_code, A, B, B_code, C, C_code, D, z, z_code,
+                              delta_bias, dtype)};
+  check_parameter({op, "initial"}, initial, {u.size(0), A.size(0), A.size(1)}, u);
+  Tensor y = torch::stable::new_empty(u, u.sizes(), dtype);
+  Tensor last = torch::stable::new_empty(A, {u.size(0), A.size(0), A.size(1)}, ScalarType::Float);
+  if (last.numel() == 0) {
+    return {y, last};
+  }
+  const OnDevice device(u);
+  a.initial = floats(initial);
+  a.last = static_cast<float*>(last.data_ptr());
+  a.y = y.data_ptr();
+  a.result = kind_of(y);
+  const bool all_codes = u_code && delta_code && B_code && C_code && (!z || z_code);
+  if (a.in.states <= 8 || a.in.states > 16) {
+    launch_any(a, device.stream);
+  } else if (all_codes) {
+    launch_sixteen<true>(a, u.get_device_index(), device.stream);
+  } else {
+    launch_sixteen<false>(a, u.get_device_index(), device.stream);
+  }
+  return {y, last};
+}
+
+}  // namespace
+}  // namespace dualscale
+
+STABLE_TORCH_LIBRARY_IMPL(dualscale, CUDA, m) {
+  m.impl("selective_scan", TORCH_BOX(&dualscale::selective_scan));
+}

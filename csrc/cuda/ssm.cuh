@@ -1,0 +1,83 @@
+// What the selective scan and its one-token form share: softplus and the checks of
+// their common arguments.
+#pragma once
+
+#include "four.cuh"
+
+namespace dualscale {
+
+// log(1 + e^x) = max(x, 0) + log1p(e^-|x|), the latter by a polynomial that is relatively exact to 3e-7 also
+// where the result is small; the logarithm instruction is only absolutely exact, and shares its unit with the
+// exponential.
+__device__ __forceinline__ float softplus(float x) {
+  const float e = exp2_approx(-kLog2e * fabsf(x));
+  float p = -0.008539210073649883f;
+  p = fmaf(p, e, 0.04408963769674301f);
+  p = fmaf(p, e, -0.10768172144889832f);
+  p = fmaf(p, e, 0.17745241522789001f);
+  p = fmaf(p, e, -0.24495463073253632f);
+  p = fmaf(p, e, 0.33275479078292847f);
+  p = fmaf(p, e, -0.4999740421772003f);
+  p = fmaf(p, e, 0.9999998211860657f);
+  return fmaf(p, e, fmaxf(x, 0.0f));
+}
+
+struct SsmArguments {
+  Input u, delta, B, C, z;
+  const float* A;
+  const float* D;
+  const float* delta_bias;
+  int64_t batch, length, channels;
+  int states;
+};
+
+constexpr int kMaxStates = 256;
+
+// Everything but the states. `dims` is 3 for a sequence, 2 for one token.
+inline SsmArguments checked_ssm(const char* op, int64_t dims, const Tensor& u, const OptionalTensor& u_code,
+                                const Tensor& delta, const OptionalTensor& delta_code, const Tensor& A,
+                                const Tensor& B, const OptionalTensor& B_code, const Tensor& C,
+                                const OptionalTensor& C_code, const OptionalTensor& D,
+                                const OptionalTensor& z, const OptionalTensor& z_code,
+                                const OptionalTensor& delta_bias, ScalarType dtype) {
+  check_dim({op, "u"}, u, dims);
+  check_channels({op, "u"}, u);
+  const int64_t channels = u.size(dims - 1);
+  check_parameter({op, "A"}, A, {channels, -1}, u);
+  const int64_t states = A.size(1);
+  if (states < 1 || states > kMaxStates) {
+    refuse({op, "A"}, "has " + std::to_string(states) + " states", "1 to " + std::to_string(kMaxStates));
+  }
+  check_same_shape({op, "delta"}, delta, u);
+  if (dims == 3) {
+    check_shape({op, "B"}, B, {u.size(0), u.size(1), states});
+  } else {
+    check_shape({op, "B"}, B, {u.size(0), states});
+  }
+  check_same_shape({op, "C"}, C, B);
+  check_activation({op, "u"}, u, u_code, Codes::kAny, u);
+  check_activation({op, "delta"}, delta, delta_code, Codes::kKneeOneRow, u);
+  check_activation({op, "B"}, B, B_code, Codes::kKneeOneRow, u);
+  check_activation({op, "C"}, C, C_code, Codes::kKneeOneRow, u);
+  if (z) {
+    check_same_shape({op, "z"}, *z, u);
+    check_activation({op, "z"}, *z, z_code, Codes::kKneeOneRow, u);
+  }
+  check_parameter({op, "D"}, D, {channels}, u);
+  check_parameter({op, "delta_bias"}, delta_bias, {channels}, u);
+  check_result_type({op, "dtype"}, dtype);
+  return {input_of(u, u_code),
+          input_of(delta, delta_code),
+          input_of(B, B_code),
+          input_of(C, C_code),
+          input_of(z, z_code),
+          floats(A),
+          floats(D),
+          floats(delta_bias),
+          u.size(0),
+          dims == 3 ? u.size(1) : 1,
+          channels,
+          static_cast<int>(states)};
+}
+
+}  // namespace dualscale

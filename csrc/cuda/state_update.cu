@@ -1,0 +1,124 @@
+// One token of the selective scan: the state is read and written once, four states a thread.
+#include "ssm.cuh"
+
+namespace dualscale {
+namespace {
+
+constexpr int kThreads = 128;
+
+struct Token {
+  SsmArguments in;
+  float* state;
+  void* y;
+  Kind result;
+  bool state_aligned;
+};
+
+__device__ __forceinline__ float one_value(const Input& input, int64_t offset, int64_t channel) {
+  if (input.kind == Kind::kCodes) {
+    const float q = static_cast<float>(static_cast<const int8_t*>(input.data)[offset]);
+    const int64_t row = input.code.per_channel ? channel : 0;
+    return input.code.is_table ? Table::load(input.code.rows + row * kTableWidth).decode(q)
+                               : Knee::load(input.code.rows + row * kKneeWidth).decode(q);
+  }
+  return input.kind == Kind::kFloat ? static_cast<const float*>(input.data)[offset]
+         : input.kind == Kind::kHalf
+             ? __half2float(static_cast<const __half*>(input.data)[offset])
+             : __bfloat162float(static_cast<const __nv_bfloat16*>(input.data)[offset]);
+}
+
+// Four neighbouring states' B or C.
+__device__ __forceinline__ void four_values(const Input& input, int64_t offset, int present, float (&x)[4]) {
+  biased_or_value(load_four<false>(input, offset, present), input.kind, x);
+  if (input.kind == Kind::kCodes) {
+    const Scaled code = Scaled::of(input.code.rows);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      x[j] = code.value(x[j]);
+    }
+  }
+}
+
+// kLanes threads share a channel; each takes four states at a time.
+template <int kLanes>
+__global__ void __launch_bounds__(kThreads) update(const __grid_constant__ Token a) {
+  const int64_t item = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kLanes;
+  const int lane = threadIdx.x % kLanes;
+  const int64_t batch = item / a.in.channels, channel = item % a.in.channels;
+  const bool exists = batch < a.in.batch;  // all threads take part in the sum below
+  float sum = 0.0f, u = 0.0f;
+  if (exists) {
+    u = one_value(a.in.u, batch * a.in.u.batch_stride + channel, channel);
+    const float bias = a.in.delta_bias ? a.in.delta_bias[channel] : 0.0f;
+    const float delta = softplus(one_value(a.in.delta, batch * a.in.delta.batch_stride + channel, 0) + bias);
+    for (int n = 4 * lane; n < a.in.states; n += 4 * kLanes) {
+      const int present = min(a.in.states - n, 4);
+      float* at = a.state + (batch * a.in.channels + channel) * a.in.states + n;
+      const float* A = a.in.A + channel * a.in.states + n;
+      float B[4], C[4], h[4], rate[4];
+      unpack(load_raw<float, 4>(at, a.state_aligned, present), h);
+      unpack(load_raw<float, 4>(A, a.state_aligned, present), rate);
+      four_values(a.in.B, batch * a.in.B.batch_stride + n, present, B);
+      four_values(a.in.C, batch * a.in.C.batch_stride + n, present, C);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        h[j] = fmaf(exp2_approx(kLog2e * delta * rate[j]), h[j], delta * u * B[j]);
+        sum = j < present ? fmaf(h[j], C[j], sum) : sum;
+      }
+      store_raw(at, pack<float, 4>(h), a.state_aligned, present);
+    }
+  }
+#pragma unroll
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+  }
+  if (!exists || lane != 0) {
+    return;
+  }
+  float y = a.in.D ? fmaf(a.in.D[channel], u, sum) : sum;
+  if (a.in.z.data != nullptr) {
+    y *= silu(one_value(a.in.z, batch * a.in.z.batch_stride + channel, 0));
+  }
+  const float only[4] = {y};
+  store_four(a.y, a.result, batch * a.in.channels + channel, only, false, 1);
+}
+
+Tensor selective_state_update(const Tensor& state, const Tensor& u, const OptionalTensor& u_code,
+                              const Tensor& delta, const OptionalTensor& delta_code, const Tensor& A,
+                              const Tensor& B, const OptionalTensor& B_code, const Tensor& C,
+                              const OptionalTensor& C_code, const OptionalTensor& D, const OptionalTensor& z,
+                              const OptionalTensor& z_code, const OptionalTensor& delta_bias,
+                              ScalarType dtype) {
+  const char* op = "selective_state_update";
+  Token a{checked_ssm(op, 2, u, u_code, delta, delta_code, A, B, B_code, C, C_code, D, z, z_code, delta_bias,
+                      dtype)};
+  check_parameter({op, "state"}, state, {u.size(0), A.size(0), A.size(1)}, u);
+  Tensor y = torch::stable::new_empty(u, u.sizes(), dtype);
+  if (y.numel() == 0) {
+    return y;
+  }
+  const OnDevice device(u);
+  a.state = static_cast<float*>(state.data_ptr());
+  a.y = y.data_ptr();
+  a.result = kind_of(y);
+  a.state_aligned = a.in.states % 4 == 0 && is_aligned(state, 16) && is_aligned(A, 16);
+  const auto run = [&](auto kernel, int lanes) {
+    kernel<<<grid_of(op, ceil_div(y.numel() * lanes, kThreads)), kThreads, 0, device.stream>>>(a);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  };
+  if (a.in.states <= 4) {
+    run(update<1>, 1);
+  } else if (a.in.states <= 16) {
+    run(update<4>, 4);
+  } else {
+    run(update<16>, 16);
+  }
+  return y;
+}
+
+}  // namespace
+}  // namespace dualscale
+
+STABLE_TORCH_LIBRARY_IMPL(dualscale, CUDA, m) {
+  m.impl("selective_state_update", TORCH_BOX(&dualscale::selective_state_update));
+}
