@@ -143,6 +143,20 @@ def test_int8_everywhere_prefills_and_steps_alike(small: MambaLM) -> None:
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=2e-3, rtol=0)
 
 
+def test_int8_weights_and_activations_do_not_depend_on_the_cut(tiny: Pretrained) -> None:
+    """Integer products are exact, so that no code flips: only the float head rounds by its shape."""
+    model = copy.deepcopy(tiny.model)
+    assert isinstance(model, MambaLM)
+    turn_on(model, *SITE_NAMES)
+    for block in model.blocks():
+        for linear in (block.mixer.in_proj, block.mixer.x_proj, block.mixer.dt_proj, block.mixer.out_proj):
+            linear.quantize_weight()
+    whole, cache = model(IDS), model.allocate_cache(2)
+    parts = [model(IDS[:, :2], cache), model(IDS[:, 2:9], cache)]
+    parts += [model.step(IDS[:, t], cache)[:, None] for t in range(9, IDS.shape[1])]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-4, rtol=0)
+
+
 def test_empty_conv_state_decodes_to_zero(small: MambaLM) -> None:
     code = plain_code(0.01, zero=-77.0)
     small.sites()["layers.0.mixer.conv_input"].set_code(code)
