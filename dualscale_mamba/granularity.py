@@ -9,7 +9,10 @@ from typing import Protocol
 class Granularity(Protocol):
     """Number of groups that each have a code of their own."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As in ``conf/granularity``."""
+        ...
 
     def groups(self, channels: int) -> int:
         """Groups of a site with ``channels`` channels."""

@@ -131,8 +131,10 @@ class Code:
 class ScaleMode(Protocol):
     """How codes are spent inside and outside the threshold: one frozen dataclass a file."""
 
-    needs_floor: bool
-    """Whether the mode only makes sense where values have a floor (a SiLU output)."""
+    @property
+    def needs_floor(self) -> bool:
+        """Whether the mode only makes sense where values have a floor (a SiLU output)."""
+        ...
 
     def fit(self, range_: Range, histogram: Histogram | None = None) -> Code:
         """The code for ``range_`` (one row a group); some modes also read the histogram."""
