@@ -1,0 +1,147 @@
+"""Inputs for the operators, their definition in fp64, and the bound that results must keep.
+
+The bound: the largest error against fp64 is at most twice that of the PyTorch reference on the same inputs,
+plus a floor of FLOOR[dtype] times the largest true value, which covers the last rounding where the reference is
+exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dualscale_mamba.formats.base import knee_code, table_code
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+FLOOR = {torch.float32: 4e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}
+
+
+def knee_rows(
+    groups: int = 1,
+    *,
+    seed: int = 0,
+    ratio: float | None = None,
+    scale: float = 0.03,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Rows of random knee codes (groups, 8); ``ratio`` 1 makes the knee do nothing."""
+    random = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(4, groups, generator=random, dtype=torch.float64)
+    scales = scale * (0.5 + uniform[0])
+    zero = torch.round(-100 + 130 * uniform[1])
+    knee = torch.round(zero + 1 + (126 - zero) * uniform[2])
+    ratios = torch.full_like(scales, ratio) if ratio is not None else 1 + 30 * uniform[3]
+    return knee_code(scales, zero, knee, ratios).rows.to(device)
+
+
+def table_rows(
+    groups: int = 1, *, seed: int = 0, levels: int = 256, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Rows of random table codes (groups, 512), zero among the levels."""
+    random = torch.Generator().manual_seed(seed)
+    values = torch.randn(groups, levels, generator=random, dtype=torch.float64)
+    values[:, 0] = 0.0
+    return table_code(values.sort(dim=1).values).rows.to(device)
+
+
+def codes_of(channels: int, *, seed: int = 0, device: torch.device | str = "cpu") -> list[Tensor]:
+    """Both families, one row and one row a channel."""
+    return [make(n, seed=seed, device=device) for make in (knee_rows, table_rows) for n in (1, channels)]
+
+
+def strided(x: Tensor) -> Tensor:
+    """The same values between others: outer strides are not those of contiguous memory, the last one is 1."""
+    wide = torch.full((*x.shape[:-1], x.shape[-1] + 3), 77, dtype=x.dtype, device=x.device)
+    wide[..., 1:-2] = x
+    return wide[..., 1:-2]
+
+
+def integers(*shape: int, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:
+    """Random int8 of all values."""
+    random = torch.Generator().manual_seed(seed)
+    return torch.randint(-128, 128, shape, generator=random, dtype=torch.int8).to(device)
+
+
+def normals(
+    *shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Random normal values."""
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=random).to(device=device, dtype=dtype)
+
+
+def value(v: Tensor, code: Tensor | None) -> Tensor:
+    """What an activation stands for, in fp64."""
+    if code is None:
+        return v.double()
+    if code.shape[1] == 8:
+        scale, _, zero, knee, gain, _, _, _ = code.double().unbind(1)
+        q = v.double()
+        return scale * ((q - zero) + gain * (q - knee).clamp_min(0.0))
+    levels = code[:, :256].double().expand(v.shape[-1], -1)
+    return levels[torch.arange(v.shape[-1], device=v.device), v.long() + 128]
+
+
+def true_conv(
+    x: Tensor, x_code: Tensor | None, weight: Tensor, bias: Tensor | None, initial: Tensor | None
+) -> Tensor:
+    """Causal convolution, bias and SiLU in fp64, tap by tap."""
+    width = weight.shape[1]
+    empty = torch.zeros(x.shape[0], width - 1, x.shape[2], dtype=torch.float64, device=x.device)
+    before = empty if initial is None else value(initial, x_code)
+    inputs = torch.cat([before, value(x, x_code)], dim=1)
+    length = x.shape[1]
+    total = sum(
+        (inputs[:, k : k + length] * weight[:, k].double() for k in range(width)),
+        start=torch.zeros((), dtype=torch.float64, device=x.device),
+    )
+    return F.silu(total if bias is None else total + bias.double())
+
+
+def true_scan(
+    u: Tensor, u_code: Tensor | None, delta: Tensor, delta_code: Tensor | None, A: Tensor,
+    B: Tensor, B_code: Tensor | None, C: Tensor, C_code: Tensor | None, D: Tensor | None,
+    z: Tensor | None, z_code: Tensor | None, delta_bias: Tensor | None, initial: Tensor | None, *_: object,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The recurrence in fp64."""
+    inputs, step = value(u, u_code), value(delta, delta_code)
+    b, c = value(B, B_code), value(C, C_code)
+    step = F.softplus(step if delta_bias is None else step + delta_bias.double())
+    shape = (u.shape[0], *A.shape)
+    state = torch.zeros(shape, dtype=torch.float64, device=u.device) if initial is None else initial.double()
+    y = torch.zeros(u.shape, dtype=torch.float64, device=u.device)
+    for t in range(u.shape[1]):
+        state = (
+            torch.exp(step[:, t, :, None] * A.double()) * state
+            + (step[:, t] * inputs[:, t])[..., None] * b[:, t, None]
+        )
+        y[:, t] = (state * c[:, t, None]).sum(dim=-1)
+    y = y if D is None else y + D.double() * inputs
+    return (y if z is None else y * F.silu(value(z, z_code))), state
+
+
+def assert_as_good(got: Tensor, reference: Tensor, truth: Tensor) -> None:
+    """The bound of this module's docstring; infinities and NaN must agree."""
+    assert got.shape == truth.shape
+    assert got.dtype == reference.dtype
+    if not truth.numel():
+        return
+    error, allowed = (got.double() - truth).abs().max(), 2 * (reference.double() - truth).abs().max()
+    allowed = allowed + FLOOR[got.dtype] * truth.abs().max()
+    assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
+
+
+def assert_codes_close(got: Tensor, reference: Tensor, share: float = 0.01) -> None:
+    """Equal codes, but for a few that a last bit before rounding moved by one."""
+    assert got.dtype == reference.dtype == torch.int8
+    difference = (got.int() - reference.int()).abs()
+    assert not difference.numel() or (difference.max() <= 1 and (difference > 0).float().mean() <= share)
+
+
+def choices(*lists: Sequence[object]) -> list[tuple[object, ...]]:
+    """Combine lists so that each value of each occurs, without their product."""
+    longest = max(map(len, lists))
+    return [tuple(values[i % len(values)] for values in lists) for i in range(longest)]

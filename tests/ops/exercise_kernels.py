@@ -1,0 +1,243 @@
+"""Run every operator of a device on small, odd shapes and compare with the reference.
+
+    python tests/ops/exercise_kernels.py [cuda|cpu]
+    compute-sanitizer --tool memcheck python tests/ops/exercise_kernels.py
+
+One process and few, small launches, so that it can run under a memory or race checker.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from dualscale_mamba import ops
+from dualscale_mamba.formats import knee_code, table_code
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+# Which argument an operator changes in place.
+STATE = {"conv update": 2, "state update": 0}
+Case = tuple[str, Callable[..., object], tuple[object, ...]]
+
+
+class Inputs:
+    """Random inputs of one device, the same in every run."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def floats(self, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
+        return (torch.randn(*shape, generator=self.generator) * scale).to(dtype).to(self.device)
+
+    def codes(self, *shape: int) -> Tensor:
+        return torch.randint(-128, 128, shape, generator=self.generator, dtype=torch.int8).to(self.device)
+
+    def knee(self, rows: int = 1, *, ratio: float = 6.0, knee: float = 31.0, scale: float = 0.01) -> Tensor:
+        scales = scale * (1 + torch.rand(rows, generator=self.generator, dtype=torch.float64))
+        full = torch.ones_like(scales)
+        return knee_code(scales, -100.0 * full, knee * full, ratio * full).rows.to(self.device)
+
+    def table(self, rows: int = 1) -> Tensor:
+        levels = torch.randn(rows, 255, generator=self.generator, dtype=torch.float64)
+        zero = torch.zeros(rows, 1, dtype=torch.float64)
+        return table_code(torch.cat([levels, zero], dim=1).sort(dim=1).values).rows.to(self.device)
+
+    def any_code(self, channels: int) -> Iterator[Tensor]:
+        yield from (self.knee(), self.knee(channels), self.table(), self.table(channels))
+
+
+def elementwise(make: Inputs) -> Iterator[Case]:
+    for channels in (1, 5, 16):
+        for code in make.any_code(channels):
+            for dtype in FLOATS:
+                x = make.floats(3, 7, channels, dtype=dtype)
+                x[0, 0, 0], x[0, 1, 0], x[0, 2, 0] = float("nan"), float("inf"), -float("inf")
+                yield "encode", ops.encode, (x, code)
+                yield "decode", ops.decode, (make.codes(5, channels), code, dtype)
+    yield "encode", ops.encode, (make.floats(4, 6, 24)[:, ::2, 3:19], make.knee(16))
+
+
+def convolution(make: Inputs) -> Iterator[Case]:
+    for channels, length, taps in ((24, 37, 4), (13, 1, 4), (8, 70, 3), (3, 5, 2), (16, 0, 4)):
+        weight, bias = make.floats(channels, taps), make.floats(channels)
+        for code in (*make.any_code(channels), None):
+            for x_code, x, state in (
+                (
+                    make.knee(scale=0.02),
+                    make.codes(2, length, 2 * channels),
+                    make.codes(2, taps - 1, channels),
+                ),
+                (None, make.floats(2, length, 2 * channels), make.floats(2, taps - 1, channels)),
+                (
+                    None,
+                    make.floats(2, length, 2 * channels).half(),
+                    make.floats(2, taps - 1, channels).half(),
+                ),
+            ):
+                first = x[..., :channels]
+                yield (
+                    "conv",
+                    ops.causal_conv1d_encode,
+                    (first, x_code, weight, bias, None, code, torch.float32),
+                )
+                yield (
+                    "conv",
+                    ops.causal_conv1d_encode,
+                    (first, x_code, weight, None, state, code, torch.float16),
+                )
+                token = (make.codes if x_code is not None else make.floats)(2, channels)
+                arguments = (token.to(x.dtype), x_code, state, weight, bias, code, torch.float32)
+                yield "conv update", ops.causal_conv1d_update, arguments
+
+
+def scan_arguments(
+    make: Inputs, channels: int, states: int, kind: str, shape: tuple[int, ...]
+) -> tuple[object, ...]:
+    """u, u_code, delta, delta_code, A, B, B_code, C, C_code, D, z, z_code, delta_bias; B and C are slices."""
+    dtype = torch.float16 if kind == "half" else torch.float32
+    coded = kind.startswith("codes")
+    both = make.codes(*shape, 2 * states + 3) if coded else make.floats(*shape, 2 * states + 3, dtype=dtype)
+    wide = make.codes(*shape, 2 * channels) if coded else make.floats(*shape, 2 * channels, dtype=dtype)
+    code = make.knee(ratio=2.0) if coded else None
+    u_code: Tensor | None = {"codes": make.knee, "codes table": make.table}.get(kind, make.table)()
+    if kind == "codes per channel":
+        u_code = make.knee(channels)
+    if kind in ("float", "half"):
+        u_code = None
+    u = make.floats(*shape, channels, dtype=dtype) if u_code is None else make.codes(*shape, channels)
+    rate = -torch.rand(channels, states, generator=make.generator).to(make.device) * 4 - 0.1
+    bias = make.floats(channels) - 2
+    return (
+        *(u, u_code, wide[..., :channels], code, rate),
+        *(both[..., 3 : 3 + states], code, both[..., 3 + states :], code),
+        *(make.floats(channels), wide[..., channels:], code, bias),
+    )
+
+
+def scan(make: Inputs) -> Iterator[Case]:
+    shapes = [(20, 16, 35), (16, 16, 1), (7, 3, 18), (9, 8, 40), (65, 16, 33), (5, 31, 17), (6, 64, 20)]
+    shapes += [(4, 100, 9), (4, 256, 33), (20, 1, 5), (8, 16, 0)]
+    for channels, states, length in shapes:
+        for kind in ("codes", "codes per channel", "codes table", "float", "half", "float with coded u"):
+            arguments = scan_arguments(make, channels, states, kind, (2, length))
+            initial = make.floats(2, channels, states)
+            yield f"scan {kind}", ops.selective_scan, (*arguments, initial, torch.float32)
+            arguments = scan_arguments(make, channels, states, kind, (3,))
+            state = make.floats(3, channels, states)
+            yield f"state update {kind}", ops.selective_state_update, (state, *arguments, torch.float32)
+    arguments = scan_arguments(make, 4100, 16, "codes", (5, 3))  # enough channels for the widest threads
+    yield "scan wide", ops.selective_scan, (*arguments, None, torch.float32)
+    arguments = scan_arguments(make, 2100, 16, "codes", (4, 3))
+    yield "scan middle", ops.selective_scan, (*arguments, None, torch.float32)
+    short = list(scan_arguments(make, 24, 16, "codes", (2, 19)))
+    short[9:13] = [None] * 4
+    yield "scan plain", ops.selective_scan, (*short, None, torch.bfloat16)
+
+
+def row_ends(make: Inputs, channels: int) -> Iterator[tuple[Tensor | None, bool]]:
+    yield from ((code, False) for code in (*make.any_code(channels), None))
+    yield None, True
+
+
+def rows(make: Inputs) -> Iterator[Case]:
+    for channels in (1, 6, 96, 1030):
+        for code, per_token in row_ends(make, channels):
+            x, residual = make.floats(3, 2, channels, dtype=torch.float16), make.floats(3, 2, channels)
+            weight = make.floats(channels)
+            arguments = (x, residual, weight, 1e-5, code, per_token, torch.float32, torch.float16)
+            yield "norm", ops.rms_norm_quant, arguments
+            arguments = (x, None, weight, 1e-5, code, per_token, torch.bfloat16, torch.float32)
+            yield "norm", ops.rms_norm_quant, arguments
+    for order, segment in (
+        (1, 1),
+        (1, 2),
+        (12, 1),
+        (12, 16),
+        (20, 32),
+        (28, 8),
+        (40, 4),
+        (12, 128),
+        (1, 16384),
+    ):
+        base = torch.where(make.floats(order, order) > 0, 1.0, -1.0)
+        for code, per_token in row_ends(make, order * segment):
+            x = make.floats(3, order * segment, dtype=torch.bfloat16)
+            yield f"hadamard {order}", ops.hadamard_quant, (x, base, code, per_token, torch.float32)
+
+
+def linear(make: Inputs) -> Iterator[Case]:
+    sizes = ((1, 64, 24), (3, 48, 7), (9, 33, 5), (17, 64, 32), (40, 72, 40), (33, 30, 9), (20, 128, 16))
+    for count, depth, columns in sizes:
+        weight = make.codes(columns, depth)
+        scale, bias = make.floats(columns).abs() * 0.01, make.floats(columns)
+        total = weight.int().sum(dim=1, dtype=torch.int32)
+        for x_code, knee in (
+            (make.knee(), True),
+            (make.knee(knee=-40.0), True),
+            (make.knee(ratio=1.0), False),
+            (None, False),
+        ):
+            row_scale = make.floats(count).abs() * 0.01 if x_code is None else None
+            for code in (None, make.knee(scale=0.3), make.knee(columns, scale=0.3)):
+                x = make.codes(count, depth + 16)[:, :depth]
+                arguments = (x, x_code, knee, row_scale, weight, scale, total, bias, code, torch.float32)
+                yield f"linear {count}x{depth}x{columns}", ops.linear_w8a8, arguments
+
+
+def compare(name: str, got: object, want: object) -> tuple[float, int]:
+    """Largest relative error of a floating result, and how many codes differ (by one at most)."""
+    if isinstance(got, tuple):
+        assert isinstance(want, tuple)
+        parts = [compare(name, *pair) for pair in zip(got, want, strict=True)]
+        return max(error for error, _ in parts), sum(count for _, count in parts)
+    assert isinstance(got, Tensor)
+    assert isinstance(want, Tensor)
+    assert (got.shape, got.dtype) == (want.shape, want.dtype), name
+    if got.dtype == torch.int8:
+        apart = (got.int() - want.int()).abs()
+        assert not apart.numel() or apart.max() <= (0 if name == "encode" else 1), (
+            f"{name}: {apart.max()} codes apart"
+        )
+        return 0.0, int(apart.sum())
+    if name == "decode":
+        assert torch.equal(got, want), name
+    difference = (got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30)
+    limit = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[got.dtype]
+    assert not got.numel() or difference < limit, f"{name}: relative error {difference:.2e}"
+    return float(difference) if got.numel() and got.dtype == torch.float32 else 0.0, 0
+
+
+def clone(argument: object) -> object:
+    return argument.clone() if isinstance(argument, Tensor) and argument.is_contiguous() else argument
+
+
+def main() -> None:
+    make = Inputs(sys.argv[1] if len(sys.argv) > 1 else "cuda")
+    for family in (elementwise, convolution, scan, rows, linear):
+        count, worst, codes_apart = 0, 0.0, 0
+        for name, function, arguments in family(make):
+            results = []
+            if (
+                name == "conv" and arguments[0].shape[1] == 0
+            ):  # PyTorch's convolution refuses an empty sequence
+                assert function(*arguments).numel() == 0
+                continue
+            for implementation in ("compiled", "reference"):
+                own = [clone(argument) for argument in arguments]
+                with ops.implementation(implementation):
+                    result = function(*own)
+                changed = next((own[at] for start, at in STATE.items() if name.startswith(start)), None)
+                results.append(result if changed is None else (result, changed))
+            error, apart = compare(name, *results)
+            count, worst, codes_apart = count + 1, max(worst, error), codes_apart + apart
+        print(
+            f"{family.__name__}: {count} cases, largest fp32 error {worst:.1e}, {codes_apart} codes one apart"
+        )
+
+
+if __name__ == "__main__":
+    main()
