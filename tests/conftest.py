@@ -24,5 +24,7 @@ def shared() -> Path:
     """Checkpoints with golden outputs and third-party evaluation data, which the project does not ship."""
     path = Path(os.environ.get("DUALSCALE_SHARED", ROOT.parent / "shared"))
     if not (path / "checkpoints").is_dir():
-        pytest.skip(f"no checkpoints at {path}: set DUALSCALE_SHARED to the folder that holds checkpoints/ and data/")
+        pytest.skip(
+            f"no checkpoints at {path}: set DUALSCALE_SHARED to the folder that holds checkpoints/ and data/"
+        )
     return path

@@ -33,7 +33,9 @@ class Control:
         """See :class:`~dualscale_mamba.formats.base.ScaleMode`."""
         range_ = range_.clamped()
         zero = torch.zeros_like(range_.inner)
-        return knee_code(range_.inner / SYMMETRIC_MAX, zero, zero + self.knee, zero + 1.0, qmin=-SYMMETRIC_MAX)
+        return knee_code(
+            range_.inner / SYMMETRIC_MAX, zero, zero + self.knee, zero + 1.0, qmin=-SYMMETRIC_MAX
+        )
 
     def variants(self) -> list[ScaleMode]:
         """Only itself."""

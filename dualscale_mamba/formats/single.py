@@ -23,7 +23,12 @@ class Single:
         range_ = range_.clamped()
         zero = torch.zeros_like(range_.inner)
         return knee_code(
-            range_.inner / SYMMETRIC_MAX, zero, zero + SYMMETRIC_MAX, zero + 1.0, qmin=-SYMMETRIC_MAX, has_knee=False
+            range_.inner / SYMMETRIC_MAX,
+            zero,
+            zero + SYMMETRIC_MAX,
+            zero + 1.0,
+            qmin=-SYMMETRIC_MAX,
+            has_knee=False,
         )
 
     def variants(self) -> list[ScaleMode]:

@@ -35,7 +35,9 @@ class SoftEdge:
     def __post_init__(self) -> None:
         if self.fine_codes < 1 or self.normal_codes < 1 or self.fine_codes + self.normal_codes >= SIDE:
             given = f"{self.fine_codes} + {self.normal_codes}"
-            raise ConfigError("scale_mode.fine_codes + normal_codes", given, "positive integers, together below 127")
+            raise ConfigError(
+                "scale_mode.fine_codes + normal_codes", given, "positive integers, together below 127"
+            )
         if not 1.0 <= self.ratio <= 64.0:
             raise ConfigError("scale_mode.ratio", self.ratio, "a number in [1, 64]")
         if not 1.0 <= self.headroom <= 16.0:

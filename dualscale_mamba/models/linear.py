@@ -74,7 +74,7 @@ class Linear(nn.Module):
             code = None
         if not sites:
             return (y,)
-        parts = y.split(list(splits), dim=-1) if len(sites) > 1 else (y,)
+        parts = torch.split(y, list(splits), dim=-1) if len(sites) > 1 else (y,)
         if code is not None:
             return tuple(site.wrap(part) for part, site in zip(parts, sites, strict=True))
         return tuple(_emit(part, site) for part, site in zip(parts, sites, strict=True))
@@ -83,8 +83,10 @@ class Linear(nn.Module):
         return self.is_quantized and isinstance(x, Coded) and x.code.is_knee and x.code.groups == 1
 
     def _integer_product(self, x: Activation, code: Tensor | None) -> Tensor:
-        assert isinstance(x, Coded) and self.weight_codes is not None
-        assert self.weight_scale is not None and self.weight_sum is not None
+        assert isinstance(x, Coded)
+        assert self.weight_codes is not None
+        assert self.weight_scale is not None
+        assert self.weight_sum is not None
         rows = None if x.row_scale is not None else x.code.rows
         bias = None if self.bias is None else self.bias.float()
         return ops.linear_w8a8(

@@ -47,7 +47,11 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write to ``path`` (safetensors) atomically."""
-        tensors = {f"{name}/{part}": t.contiguous() for name, h in self.histograms.items() for part, t in h.state().items()}
+        tensors = {
+            f"{name}/{part}": t.contiguous()
+            for name, h in self.histograms.items()
+            for part, t in h.state().items()
+        }
         metadata = {"tokens": str(self.tokens), "key": self.key, "sites": json.dumps(list(self.histograms))}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -75,7 +79,9 @@ def calibration_key(parts: Sequence[str], recipe: Recipe) -> str:
 
 
 @contextmanager
-def observing(sites: dict[str, Site], recipe: Recipe, channels: dict[str, int]) -> Iterator[dict[str, Histogram]]:
+def observing(
+    sites: dict[str, Site], recipe: Recipe, channels: dict[str, int]
+) -> Iterator[dict[str, Histogram]]:
     """Attach a histogram to every site, and detach them whatever happens."""
     histograms: dict[str, Histogram] = {}
     for name, site in sites.items():
@@ -94,7 +100,10 @@ def run_calibration(model: MambaLM, batches: Sequence[Tensor], recipe: Recipe) -
     channels = {"ssm_input": model.config.d_inner}
     sites = model.sites()
     shorts = {name.rsplit(".", 1)[-1] for name in sites}
-    with observing(sites, recipe, {s: channels.get(s, 1) for s in shorts}) as histograms, torch.inference_mode():
+    with (
+        observing(sites, recipe, {s: channels.get(s, 1) for s in shorts}) as histograms,
+        torch.inference_mode(),
+    ):
         tokens = 0
         for batch in tqdm(batches, desc="calibrate", unit="batch", disable=None, leave=False):
             model(batch.to(model.device), last_only=True)
@@ -127,7 +136,9 @@ def calibrate(
             try:
                 return Calibration.load(path)
             except Exception as error:  # a damaged file must not stop a run that can compute it again
-                log.warning("calibration statistics %s cannot be read (%s); computing them again", path, error)
+                log.warning(
+                    "calibration statistics %s cannot be read (%s); computing them again", path, error
+                )
         calibration = run_calibration(model, batches, recipe)
         calibration.key = key
         calibration.save(path)

@@ -65,7 +65,9 @@ def convert(model: MambaLM, calibration: Calibration, recipe: Recipe) -> Quantiz
             continue
         if recipe.is_per_token(short):
             site.set_code(_unit_code(model.device), per_token=True)
-            report.sites.append({"name": name, "format": "single", "observer": "per_token", "bits_per_value": 8.0})
+            report.sites.append(
+                {"name": name, "format": "single", "observer": "per_token", "bits_per_value": 8.0}
+            )
             continue
         histogram = calibration.histograms[name]
         fitted = recipe.observer_of(short).fit(histogram, site.floor, recipe.mode_of(short))

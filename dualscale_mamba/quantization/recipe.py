@@ -97,7 +97,9 @@ class Recipe:
                 allowed = "single, control or affine (the consumer multiplies codes as integers)"
                 raise ConfigError("scale_mode", f"{name} at site {site}", allowed)
             if self.granularity.name != "per_tensor" and site != "ssm_input":
-                raise ConfigError("granularity", f"{self.granularity.name} at site {site}", "per_tensor at this site")
+                raise ConfigError(
+                    "granularity", f"{self.granularity.name} at site {site}", "per_tensor at this site"
+                )
 
     @property
     def quantizes_activations(self) -> bool:

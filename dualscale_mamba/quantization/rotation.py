@@ -60,7 +60,10 @@ def base_for(channels: int) -> Tensor:
         if rest == 0 and power > 0 and power & (power - 1) == 0:
             return hadamard_base(order)
     raise ConfigError(
-        "precision.rotate", True, f"false for {channels} channels", "A rotation needs m * 2^k, m in 1, 12, 20, 28, 40."
+        "precision.rotate",
+        True,
+        f"false for {channels} channels",
+        "A rotation needs m * 2^k, m in 1, 12, 20, 28, 40.",
     )
 
 

@@ -89,5 +89,9 @@ class Site(nn.Module):
             self.histogram.update(values)
         if self.code is None:
             return values
-        code = Code(self.rows, self.code.bits_per_value, self.code.has_knee) if self.rows is not None else self.code
+        code = (
+            Code(self.rows, self.code.bits_per_value, self.code.has_knee)
+            if self.rows is not None
+            else self.code
+        )
         return Coded(values, code, row_scale if self.per_token else None)

@@ -161,7 +161,9 @@ def test_ties_go_away_from_zero_in_both_families() -> None:
     x = torch.tensor([0.5, 1.5, -0.5, -1.5, 2.5, 0.49999997, -0.49999997])
     expected = torch.tensor([1.0, 2.0, -1.0, -2.0, 3.0, 0.0, 0.0])
     for code in (knee, table):
-        assert torch.equal(reference.decode(reference.encode(x, code.rows), code.rows, torch.float32), expected)
+        assert torch.equal(
+            reference.decode(reference.encode(x, code.rows), code.rows, torch.float32), expected
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

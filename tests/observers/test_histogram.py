@@ -46,7 +46,9 @@ def test_quantile_agrees_with_sorting(percent: float) -> None:
     histogram = Histogram()
     histogram.update(values)
     ordered = values.abs().flatten().sort().values
-    rank = int(percent / 100 * ordered.numel())  # in a sparse tail any value between two neighbours is a quantile
+    rank = int(
+        percent / 100 * ordered.numel()
+    )  # in a sparse tail any value between two neighbours is a quantile
     assert ordered[rank - 1] * 0.99 <= float(histogram.quantile(percent)) <= ordered[rank + 1] * 1.01
 
 

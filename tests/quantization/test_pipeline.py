@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,8 +58,8 @@ def quantized(pretrained: Pretrained, calibrations: dict[str, Calibration], reci
 
 
 @pytest.fixture
-def clean(pretrained: Pretrained) -> Iterator[MambaLM]:
-    yield copy.deepcopy(pretrained.model)
+def clean(pretrained: Pretrained) -> MambaLM:
+    return copy.deepcopy(pretrained.model)
 
 
 def test_prepare_keeps_the_function(clean: MambaLM, pretrained: Pretrained, tokens: torch.Tensor) -> None:
@@ -89,7 +88,11 @@ def test_observers_are_detached_after_an_error(clean: MambaLM) -> None:
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel()], ids=lambda g: g.name)
 @pytest.mark.parametrize("weights", [8, None], ids=["w8", "float weights"])
 def test_control_equals_single_bitwise_in_the_logits(
-    pretrained: Pretrained, calibrations: dict[str, Calibration], tokens: torch.Tensor, granularity: PerTensor, weights: int
+    pretrained: Pretrained,
+    calibrations: dict[str, Calibration],
+    tokens: torch.Tensor,
+    granularity: PerTensor,
+    weights: int,
 ) -> None:
     logits = [
         quantized(
@@ -136,9 +139,7 @@ def test_int8_weights_and_all_sites_stay_near_the_float_model(
     per_token = divergence(
         Recipe(scale_mode=Dual(), observer=Percentile(99.0), linear_input_scale="per_token")
     )
-    conv_output = divergence(
-        Recipe(scale_mode=Dual(), observer=Percentile(99.0), x_proj_reads="conv_output")
-    )
+    conv_output = divergence(Recipe(scale_mode=Dual(), observer=Percentile(99.0), x_proj_reads="conv_output"))
     assert 0 < dual < 0.01
     assert 0 < per_token < 0.01
     assert 0 < conv_output < 0.01
@@ -175,7 +176,9 @@ def test_report_holds_thresholds_scales_and_shares(
     assert len(rows) == pretrained.config.n_layer
     for row in rows:
         assert float(row["outlier_share"]) == pytest.approx(0.01, abs=0.002)
-        assert float(row["outer_scale"]) == pytest.approx(float(row["inner_scale"]) * float(row["ratio"]), rel=1e-3)
+        assert float(row["outer_scale"]) == pytest.approx(
+            float(row["inner_scale"]) * float(row["ratio"]), rel=1e-3
+        )
         assert 0 < float(row["threshold"]) < float(row["range_max"]) <= float(row["level_max"])
         assert row["bits_per_value"] == 8
         assert 100 < float(row["codes_used"]) <= 256
