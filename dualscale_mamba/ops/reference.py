@@ -173,7 +173,9 @@ def selective_state_update(
     return y[:, 0]
 
 
-def _encode_rows(y: Tensor, code: Tensor | None, per_token: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _encode_rows(
+    y: Tensor, code: Tensor | None, per_token: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """The common end of the two norm-like operators: static code, one scale a row, or floating point."""
     if not per_token:
         return _result(y, code, dtype), y.new_empty(0)
@@ -210,7 +212,7 @@ def hadamard_quant(
     y = x.float().reshape(-1, m, channels // m)
     width = 1
     while width < y.shape[-1]:
-        pairs = y.reshape(*y.shape[:2], -1, 2, width)
+        pairs = y.reshape(*y.shape[:2], y.shape[-1] // (2 * width), 2, width)
         y = torch.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], dim=-2)
         y = y.reshape(-1, m, channels // m)
         width *= 2

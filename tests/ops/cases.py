@@ -1,8 +1,8 @@
 """Inputs for the operators, their definition in fp64, and the bound that results must keep.
 
 The bound: the largest error against fp64 is at most twice that of the PyTorch reference on the same inputs,
-plus a floor of FLOOR[dtype] times the largest true value, which covers the last rounding where the reference is
-exact.
+plus a floor of FLOOR[dtype] times the largest true value, which covers the last rounding where the reference
+is exact.
 """
 
 from __future__ import annotations

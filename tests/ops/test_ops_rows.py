@@ -10,8 +10,11 @@ from dualscale_mamba import ops
 from dualscale_mamba.quantization.rotation import hadamard_base
 
 EPS = 1e-5
-ORDERS = {1: 1, 2: 1, 8: 1, 16: 1, 64: 1, 1024: 1, 12: 12, 24: 12, 768: 12, 20: 20, 80: 20, 640: 20, 28: 28, 224: 28,
-          40: 40, 2560: 40}  # fmt: skip
+# Order of the base of each number of channels.
+ORDERS = {
+    **{1: 1, 2: 1, 8: 1, 16: 1, 64: 1, 1024: 1},
+    **{12: 12, 24: 12, 768: 12, 20: 20, 40: 20, 80: 20, 2560: 20, 28: 28, 224: 28},
+}
 
 
 def true_norm(total: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
