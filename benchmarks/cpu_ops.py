@@ -1,0 +1,184 @@
+"""Time the C++ operators against plain PyTorch on this processor.
+
+    python benchmarks/cpu_ops.py [--threads 2] [--repeats 9] [--only scan]
+
+Every line is the median of ``--repeats`` calls, each side timed in turn so that both see the same machine. The
+rival of the scan is its recurrence step by step; that of the convolution F.conv1d, SiLU and quantize; that of
+the linear layer an fp32 matmul of the same size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from dualscale_mamba import ops
+from dualscale_mamba.formats.base import Code, knee_code
+from dualscale_mamba.ops import reference
+
+BATCH, LENGTH, CHANNELS, STATES = 2, 1024, 512, 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two ways to the same result; ``aim`` is how many times faster the first must be, if that is fixed."""
+
+    name: str
+    kernel: Callable[[], object]
+    rival: Callable[[], object]
+    aim: float | None = None
+
+
+def dual(scale: float) -> Tensor:
+    """A dual-scale code: fine to 40, coarse above."""
+    columns = (torch.tensor([v], dtype=torch.float64) for v in (scale, -90.0, 40.0, 8.0))
+    code: Code = knee_code(*columns)
+    return code.rows
+
+
+def scan_cases() -> Iterator[Case]:
+    """Selective scan in fp32 and in int8, and one step."""
+    u, delta = torch.randn(BATCH, LENGTH, CHANNELS), torch.randn(BATCH, LENGTH, CHANNELS) - 3
+    b, c = torch.randn(BATCH, LENGTH, STATES), torch.randn(BATCH, LENGTH, STATES)
+    z = torch.randn(BATCH, LENGTH, CHANNELS)
+    decay, skip, bias = (
+        -torch.exp(torch.randn(CHANNELS, STATES)),
+        torch.randn(CHANNELS),
+        torch.randn(CHANNELS),
+    )
+    floating = (u, None, delta, None, decay, b, None, c, None, skip, z, None, bias, None, torch.float32)
+    code = dual(0.03)
+    q = [ops.encode(v, code) for v in (u, delta, b, c, z)]
+    coded = (
+        q[0],
+        code,
+        q[1],
+        code,
+        decay,
+        q[2],
+        code,
+        q[3],
+        code,
+        skip,
+        q[4],
+        code,
+        bias,
+        None,
+        torch.float32,
+    )
+    for name, arguments in (("selective_scan fp32", floating), ("selective_scan int8", coded)):
+        yield Case(
+            name,
+            lambda a=arguments: ops.selective_scan(*a),
+            lambda a=arguments: reference.selective_scan(*a),
+            10.0,
+        )
+    state = torch.zeros(BATCH, CHANNELS, STATES)
+    step = tuple(v[:, 0].contiguous() if torch.is_tensor(v) and v.dim() == 3 else v for v in coded)
+    step = (*step[:13], torch.float32)
+    yield Case(
+        "selective_state_update int8",
+        lambda: ops.selective_state_update(state, *step),
+        lambda: reference.selective_state_update(state, *step),
+    )
+
+
+def conv_cases() -> Iterator[Case]:
+    """Convolution + SiLU + encode."""
+    x, weight, bias = torch.randn(BATCH, LENGTH, CHANNELS), torch.randn(CHANNELS, 4), torch.randn(CHANNELS)
+    code, x_code = dual(0.03), dual(0.03)
+    q = ops.encode(x, x_code)
+
+    def plain(value: Tensor) -> Tensor:
+        y = F.conv1d(value.transpose(1, 2), weight[:, None], bias, padding=3, groups=CHANNELS)[..., :LENGTH]
+        return torch.clamp(torch.round(F.silu(y) * 20.0), -128, 127).to(torch.int8)
+
+    arguments = (weight, bias, None, code)
+    yield Case(
+        "causal_conv1d_encode fp32",
+        lambda: ops.causal_conv1d_encode(x, None, *arguments),
+        lambda: plain(x),
+        3.0,
+    )
+    yield Case(
+        "causal_conv1d_encode int8",
+        lambda: ops.causal_conv1d_encode(q, x_code, *arguments),
+        lambda: plain(q.float() * 0.03),
+        3.0,
+    )
+
+
+def row_cases() -> Iterator[Case]:
+    """Formats, norm and transform, by row."""
+    x, weight, code = torch.randn(BATCH * LENGTH, CHANNELS), torch.rand(CHANNELS), dual(0.03)
+    q, base = ops.encode(x, code), torch.ones(1, 1)
+    yield Case("encode", lambda: ops.encode(x, code), lambda: reference.encode(x, code))
+    yield Case("decode", lambda: ops.decode(q, code), lambda: reference.decode(q, code, torch.float32))
+    norm = (x, x, weight, 1e-5, code, False, torch.float32, torch.float32)
+    yield Case("rms_norm_quant", lambda: ops.rms_norm_quant(*norm), lambda: reference.rms_norm_quant(*norm))
+    turn = (x, base, code, False, torch.float32)
+    yield Case("hadamard_quant", lambda: ops.hadamard_quant(*turn), lambda: reference.hadamard_quant(*turn))
+
+
+def linear_cases() -> Iterator[Case]:
+    """int8 linear layer for many rows and for one, with and without the knee."""
+    weight = torch.randint(-127, 128, (2 * CHANNELS, CHANNELS), dtype=torch.int8)
+    scale, total, wide = torch.rand(2 * CHANNELS), weight.sum(dim=1, dtype=torch.int32), weight.float()
+    code = dual(0.03)
+    for rows in (BATCH * LENGTH, 1):
+        q = torch.randint(-128, 128, (rows, CHANNELS), dtype=torch.int8)
+        x = q.float()
+        for knee in (False, True):
+            arguments = (q, code, knee, None, weight, scale, total, None, None, torch.float32)
+            yield Case(
+                f"linear_w8a8 {rows} row{'s' * (rows > 1)}{', knee' * knee}",
+                lambda a=arguments: ops.linear_w8a8(*a),
+                lambda x=x: x @ wide.T,
+            )
+
+
+GROUPS = {"scan": scan_cases, "conv": conv_cases, "rows": row_cases, "linear": linear_cases}
+
+
+def once(call: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    """Command line; the status is 1 if an aim is missed."""
+    parser = argparse.ArgumentParser(description="Time the C++ operators against plain PyTorch.")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--only", choices=GROUPS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    table = Table("operator", "C++ ms", "PyTorch ms", "times faster", "aim")
+    missed = 0
+    with torch.inference_mode():
+        for case in (case for name in GROUPS if options.only in (None, name) for case in GROUPS[name]()):
+            case.kernel(), case.rival()
+            pairs = [(once(case.kernel), once(case.rival)) for _ in range(options.repeats)]
+            kernel, rival = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
+            missed += case.aim is not None and rival < case.aim * kernel
+            aim = "" if case.aim is None else f">= {case.aim:g}"
+            table.add_row(case.name, f"{kernel:.3f}", f"{rival:.3f}", f"{rival / kernel:.1f}", aim)
+    title = f"{BATCH} x {LENGTH} tokens, {CHANNELS} channels, {STATES} states, {options.threads} threads"
+    Console().print(title, table, sep="\n")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
