@@ -60,16 +60,21 @@ def task(config: DictConfig) -> Task:
 
 def evaluators(config: DictConfig) -> dict[str, Evaluator]:
     """Chosen evaluations by name."""
-    return {str(name): make(config, f"evaluation.{name}") for name in config.get("evaluation") or {}}
+    return _chosen(config, "evaluation")
 
 
 def profilers(config: DictConfig) -> dict[str, Profiler]:
     """Chosen profilers by name."""
-    return {
-        str(name): make(config, f"profiling.{name}")
-        for name, node in (config.get("profiling") or {}).items()
-        if "_target_" in node
-    }
+    return _chosen(config, "profiling")
+
+
+def _chosen(config: DictConfig, group: str) -> dict[str, Any]:
+    """The objects of a group that is chosen as a list.
+
+    What has no ``_target_`` was not chosen: a file such as ``debug/fast`` may set values for it all the same.
+    """
+    nodes = config.get(group) or {}
+    return {str(name): make(config, f"{group}.{name}") for name, node in nodes.items() if "_target_" in node}
 
 
 def tracker(config: DictConfig) -> Tracker:

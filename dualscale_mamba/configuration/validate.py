@@ -188,7 +188,7 @@ def _model(plain: dict[str, Any]) -> Iterator[ConfigError]:
             name = plain["precision"].get("name")
             allowed = "none with model.implementation=mamba_ssm, which runs in floating point only"
             yield ConfigError("precision", name, allowed, "Use precision=none.")
-        if importlib.util.find_spec("mamba_ssm") is None:
+        elif importlib.util.find_spec("mamba_ssm") is None:
             yield ConfigError("model.implementation", "mamba_ssm", "native here", "The package is not installed.")
 
 

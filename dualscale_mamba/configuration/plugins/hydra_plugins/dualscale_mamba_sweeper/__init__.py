@@ -62,14 +62,22 @@ class UnionSweeper(BasicSweeper):
         """
         assert self.config is not None
         assert self.hydra_context is not None
-        found: list[str] = []
+        found: dict[str, list[str]] = {}
         loader = self.hydra_context.config_loader
         for number, overrides in enumerate(batch):
             config = loader.load_sweep_config(self.config, list(overrides))
-            found += [f"job {number} ({' '.join(overrides)}): {problem}" for problem in problems(config)]
+            for problem in problems(config):
+                found.setdefault(problem, []).append(f"job {number} ({' '.join(overrides)})")
         if found:
-            raise InvalidConfig(found)
+            raise InvalidConfig([f"{_told(jobs, len(batch))}: {problem}" for problem, jobs in found.items()])
         studies.begun.append(Path(self.config.hydra.sweep.dir).absolute())
+
+
+def _told(jobs: Sequence[str], total: int) -> str:
+    """Which jobs a problem concerns, in few words."""
+    if len(jobs) == total > 1:
+        return f"all {total} jobs"
+    return jobs[0] if len(jobs) == 1 else f"{len(jobs)} of {total} jobs, first {jobs[0]}"
 
 
 def _text(value: Any) -> str:
