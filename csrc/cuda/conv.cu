@@ -106,8 +106,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // A chunk long enough that its first three rows hardly cost, short enough to fill the chip.
 int chunk_of(int64_t length, int64_t vectors, int64_t batch, int device) {
-  const int64_t wanted = static_cast<int64_t>(multiprocessors(device)) * 1024;
-  int64_t chunk = 64;
+  const int64_t wanted = static_cast<int64_t>(multiprocessors(device)) * 192;
+  int64_t chunk = 32;
   while (chunk > 8 && vectors * batch * ceil_div(length, chunk) < wanted) {
     chunk /= 2;
   }

@@ -20,6 +20,7 @@ struct ConvParameters {
   CodeView code;
   int taps;
   int64_t channels;
+  bool aligned;  // whether the four weights of a channel may be loaded at once
 };
 
 template <class T, bool kFourTaps>
@@ -42,12 +43,16 @@ struct Convolution {
       const bool exists = i < valid;
       bias[i] = exists && p.bias ? -kLog2e * p.bias[channel + i] : 0.0f;
       float sum = bias[i];
-#pragma unroll
-      for (int k = 0; k < kMaxTaps; ++k) {
-        const int tap = k - (kMaxTaps - taps);  // the last tap meets the newest input
-        weight[k][i] = exists && tap >= 0 ? scale * p.weight[(channel + i) * taps + tap] : 0.0f;
-        sum += fabsf(weight[k][i]);
-      }
+      const float4 four =
+          taps == kMaxTaps && exists && p.aligned
+              ? *reinterpret_cast<const float4*>(p.weight + (channel + i) * kMaxTaps)
+              : make_float4(weight_of(p, channel + i, 0, exists), weight_of(p, channel + i, 1, exists),
+                            weight_of(p, channel + i, 2, exists), weight_of(p, channel + i, 3, exists));
+      weight[0][i] = scale * four.x;
+      weight[1][i] = scale * four.y;
+      weight[2][i] = scale * four.z;
+      weight[3][i] = scale * four.w;
+      sum += fabsf(weight[0][i]) + fabsf(weight[1][i]) + fabsf(weight[2][i]) + fabsf(weight[3][i]);
       if (mute && sum != sum) {
         bias[i] = 0.0f;
 #pragma unroll
@@ -56,6 +61,14 @@ struct Convolution {
         }
       }
     }
+  }
+
+  // The k-th of four weights; with fewer taps the first are missing, so that the last tap meets the newest
+  // input.
+  static __device__ __forceinline__ float weight_of(const ConvParameters& p, int64_t channel, int k,
+                                                    bool exists) {
+    const int tap = k - (kMaxTaps - p.taps);
+    return exists && tap >= 0 ? p.weight[channel * p.taps + tap] : 0.0f;
   }
 
   __device__ __forceinline__ void values(const Raw<T, kConvVector>& raw, float (&x)[kConvVector]) const {
@@ -206,8 +219,9 @@ inline ConvParameters checked_parameters(const char* op, const Tensor& x, const 
   if (!code) {
     check_result_type({op, "dtype"}, dtype);
   }
-  return {floats(x_code), floats(weight), floats(bias), view_of(code), static_cast<int>(weight.size(1)),
-          channels};
+  return {
+      floats(x_code), floats(weight),        floats(bias), view_of(code), static_cast<int>(weight.size(1)),
+      channels,       is_aligned(weight, 16)};
 }
 
 inline void check_state(const Argument& argument, const Tensor& state, const Tensor& x, int64_t taps,

@@ -27,6 +27,7 @@ struct ScanBlock {
   static constexpr int kChannels = kScanThreads / kSplit;
   static constexpr int kPadded = kStates * kSplit;
   static constexpr int kTile = kAllCodes && kSplit > 1 ? 32 : 16;
+  static constexpr int kSteps = kStates < 8 ? 8 : 4;    // of the recurrence between two stores
   static constexpr int kGroups = kChannels / 4;         // of four channels
   static constexpr int kPass = kScanThreads / kGroups;  // rows that the block covers at once
   static constexpr int kItems = kTile > kPass ? kTile / kPass : 1;
@@ -118,7 +119,8 @@ struct ScanBlock {
   // How many of this thread's four states of B or C exist.
   __device__ __forceinline__ int present_states(int64_t start, int i) const {
     const int r = threadIdx.x / kStateGroups + i * kStatePass;
-    return r < kTile && start + r < a.in.length ? min(a.in.states - threadIdx.x % kStateGroups * 4, 4) : 0;
+    const int column = threadIdx.x % kStateGroups * 4;
+    return r < kTile && start + r < a.in.length ? min(max(a.in.states - column, 0), 4) : 0;
   }
 
   __device__ __forceinline__ Piece state_piece(const Input& input, int64_t start, int i) const {
@@ -202,19 +204,28 @@ struct ScanBlock {
   __device__ __forceinline__ void recur(const float (&A)[kStates], float (&h)[kStates]) const {
     const int channel = threadIdx.x % kChannels;
     const int part = threadIdx.x / kChannels;
-#pragma unroll 4
-    for (int t = 0; t < kTile; ++t) {
-      const float2 step = s.step[t][channel];
-      float B[kStates], C[kStates];
-      read_states(&s.B[t][part * kStates], B);
-      read_states(&s.C[t][part * kStates], C);
-      float y = 0.0f;
+    // A store might, for all the compiler knows, change what the next step loads: so a few steps store at the
+    // end.
+#pragma unroll 1
+    for (int first = 0; first < kTile; first += kSteps) {
+      float y[kSteps];
 #pragma unroll
-      for (int n = 0; n < kStates; ++n) {
-        h[n] = fmaf(exp2_approx(step.x * A[n]), h[n], step.y * B[n]);
-        y = fmaf(h[n], C[n], y);
+      for (int g = 0; g < kSteps; ++g) {
+        const float2 step = s.step[first + g][channel];
+        float B[kStates], C[kStates];
+        read_states(&s.B[first + g][part * kStates], B);
+        read_states(&s.C[first + g][part * kStates], C);
+        y[g] = 0.0f;
+#pragma unroll
+        for (int n = 0; n < kStates; ++n) {
+          h[n] = fmaf(exp2_approx(step.x * A[n]), h[n], step.y * B[n]);
+          y[g] = fmaf(h[n], C[n], y[g]);
+        }
       }
-      s.partial[t][threadIdx.x] = y;
+#pragma unroll
+      for (int g = 0; g < kSteps; ++g) {
+        s.partial[first + g][threadIdx.x] = y[g];
+      }
     }
   }
 
