@@ -15,7 +15,17 @@ from typing import Any
 import dualscale_mamba
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "lm-eval", "wandb", "safetensors", "tokenizers", "mamba-ssm")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+    "lm-eval",
+    "wandb",
+    "safetensors",
+    "tokenizers",
+    "mamba-ssm",
+)
 
 
 def describe(device: str) -> dict[str, Any]:

@@ -137,8 +137,9 @@ def test_each_job_is_one_run_with_its_own_configuration(
         result = read(path.parents[2] / "result.json")
         name = "perplexity/generated_heldout/nll"
         assert summary[name] == result["metrics"][name]["value"]
-        assert summary["sites"]["_type"] == "table-file"
-        assert summary["figure"]["_type"] == "image-file"
+        media = path.parent / "files" / "media"
+        assert list(media.glob("table/sites_*.json"))
+        assert list(media.glob("images/figure_*.png"))
 
 
 def test_defect_shows_its_traceback_and_fails(tmp_path: Path) -> None:

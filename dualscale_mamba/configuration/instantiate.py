@@ -38,9 +38,9 @@ def make(config: DictConfig, key: str) -> Any:
         if isinstance(cause, ConfigError):
             raise cause from None
         reason = " ".join(str(cause or error).split())
-        raise ConfigError(f"{key}._target_", node["_target_"], f"a callable that takes these settings ({reason})") from (
-            cause or error
-        )
+        raise ConfigError(
+            f"{key}._target_", node["_target_"], f"a callable that takes these settings ({reason})"
+        ) from (cause or error)
 
 
 def task(config: DictConfig) -> Task:

@@ -51,7 +51,11 @@ class FolderAsGroup(FileConfigSource):
             return [] if results_filter == ObjectType.CONFIG else [Path(self.path).name]
         folder = Path(self.path) / (self._inside(config_path) or "")
         files = [path.stem for path in folder.glob("*.yaml")] if results_filter != ObjectType.GROUP else []
-        groups = [path.name for path in folder.iterdir() if path.is_dir()] if results_filter != ObjectType.CONFIG else []
+        groups = (
+            [path.name for path in folder.iterdir() if path.is_dir()]
+            if results_filter != ObjectType.CONFIG
+            else []
+        )
         return sorted(files + groups)
 
     def load_config(self, config_path: str) -> ConfigResult:

@@ -113,13 +113,17 @@ def explain(error: BaseException) -> list[str]:
         options = re.findall(r"^\t([\w.\-]+)$", text.split("Config search", 1)[0], re.M)
         group = missing[1]
         options = options or sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        return [f"{group}={missing[2]}: allowed is one of {', '.join(options)}.{_suggestion(missing[2], options)}"]
+        return [
+            f"{group}={missing[2]}: allowed is one of {', '.join(options)}.{_suggestion(missing[2], options)}"
+        ]
     if unknown := re.search(r"Could not override '(.+?)'", text):
         key = unknown[1].split("@")[0]
         parent, allowed_keys = _siblings(key)
         inside = f"the keys of {parent}" if parent else "the top-level keys and groups"
         listed = f" ({', '.join(allowed_keys)})" if allowed_keys else " that --cfg job shows"
-        return [f"{_typed(key)}: there is no such key; allowed are {inside}{listed}.{_suggestion(key, allowed_keys)}"]
+        return [
+            f"{_typed(key)}: there is no such key; allowed are {inside}{listed}.{_suggestion(key, allowed_keys)}"
+        ]
     return [" ".join(f"{text} {error.__cause__ or ''}".split())]
 
 
@@ -140,7 +144,11 @@ def _siblings(key: str) -> tuple[str, list[str]]:
     from omegaconf import OmegaConf
 
     parent = key.rpartition(".")[0]
-    others = [a for a in sys.argv[1:] if re.match(r"[\w/]+=[\w\[\],]+$", a) and "," not in a and not a.startswith(key)]
+    others = [
+        a
+        for a in sys.argv[1:]
+        if re.match(r"[\w/]+=[\w\[\],]+$", a) and "," not in a and not a.startswith(key)
+    ]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -99,7 +99,11 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 def _resolved(config: DictConfig, key: str) -> Any:
     value = config[key]
-    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
+    return (
+        OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+        if OmegaConf.is_config(value)
+        else value
+    )
 
 
 def _made(config: DictConfig) -> list[str]:
@@ -126,7 +130,9 @@ def values(plain: dict[str, Any], pattern: str) -> Iterator[tuple[str, Any]]:
 def _choices(plain: dict[str, Any]) -> Iterator[ConfigError]:
     for pattern, allowed in CHOICES.items():
         for key, value in values(plain, pattern):
-            if not any(value is option or (value == option and type(value) is type(option)) for option in allowed):
+            if not any(
+                value is option or (value == option and type(value) is type(option)) for option in allowed
+            ):
                 yield ConfigError(key, value, "one of " + ", ".join(_shown(option) for option in allowed))
 
 
@@ -178,7 +184,9 @@ def _device(plain: dict[str, Any]) -> Iterator[ConfigError]:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
             seen = f"{count} GPUs are" if count != 1 else "1 GPU is"
-            yield ConfigError("device", device, f"a device that exists, and {seen} visible to torch", "Use device=cpu.")
+            yield ConfigError(
+                "device", device, f"a device that exists, and {seen} visible to torch", "Use device=cpu."
+            )
 
 
 def _model(plain: dict[str, Any]) -> Iterator[ConfigError]:
@@ -189,7 +197,9 @@ def _model(plain: dict[str, Any]) -> Iterator[ConfigError]:
             allowed = "none with model.implementation=mamba_ssm, which runs in floating point only"
             yield ConfigError("precision", name, allowed, "Use precision=none.")
         elif importlib.util.find_spec("mamba_ssm") is None:
-            yield ConfigError("model.implementation", "mamba_ssm", "native here", "The package is not installed.")
+            yield ConfigError(
+                "model.implementation", "mamba_ssm", "native here", "The package is not installed."
+            )
 
 
 def _data(plain: dict[str, Any]) -> Iterator[ConfigError]:

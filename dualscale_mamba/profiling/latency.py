@@ -55,7 +55,9 @@ class Latency:
     def _measure(self, subject: Subject, batch_size: int, length: int) -> tuple[list[float], list[float]]:
         generator = torch.Generator().manual_seed(0)
         shape = (batch_size, length)
-        prompt = torch.randint(0, subject.model.config.vocab_size, shape, generator=generator).to(subject.device)
+        prompt = torch.randint(0, subject.model.config.vocab_size, shape, generator=generator).to(
+            subject.device
+        )
         cache = subject.model.allocate_cache(batch_size)
         token = prompt[:, -1]
 
@@ -86,5 +88,6 @@ def timed(work: Callable[[], None], device: torch.device, warmup: int, repeats: 
 def _metrics(name: str, milliseconds: Sequence[float]) -> dict[str, Metric]:
     values = torch.tensor(milliseconds, dtype=torch.float64)
     return {
-        f"{name}/p{percent}": Metric(float(values.quantile(percent / 100)), "ms", "lower") for percent in PERCENTILES
+        f"{name}/p{percent}": Metric(float(values.quantile(percent / 100)), "ms", "lower")
+        for percent in PERCENTILES
     }

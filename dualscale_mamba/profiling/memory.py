@@ -35,7 +35,9 @@ class Memory:
         parts = dict.fromkeys([*PARTS, "other"], 0)
         for name, tensor in stored_tensors(subject.model):
             parts[_part(name)] += tensor.nbytes
-        metrics = {f"memory/weights/{part}": Metric(size, "bytes", "lower") for part, size in parts.items() if size}
+        metrics = {
+            f"memory/weights/{part}": Metric(size, "bytes", "lower") for part, size in parts.items() if size
+        }
         metrics["memory/weights"] = Metric(sum(parts.values()), "bytes", "lower")
         if hasattr(subject.model, "allocate_cache"):
             for batch_size in self.batch_sizes:

@@ -82,7 +82,11 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """Values of the configuration under dotted keys, and the choices of files; without a result what was typed."""
         typed = dict(_typed(override) for override in self.status.get("overrides", []))
-        return {**typed, **dict(flattened((self.result or {}).get("config", {}))), **self.status.get("choices", {})}
+        return {
+            **typed,
+            **dict(flattened((self.result or {}).get("config", {}))),
+            **self.status.get("choices", {}),
+        }
 
     def distribution(self) -> dict[str, Any] | None:
         """Histogram and levels of one SSM input, if the run has saved them."""
@@ -144,13 +148,16 @@ def labels(jobs: Sequence[Job]) -> list[str]:
         if key == "scale_mode" or len({str(s[key]) for s in settings if s.get(key) is not None}) > 1
     ]
     made = [" ".join(_words(s, differing)) or job.folder.name for job, s in zip(jobs, settings, strict=True)]
-    return [f"{label} ({job.folder.name})" if made.count(label) > 1 else label for label, job in zip(made, jobs, strict=True)]
+    return [
+        f"{label} ({job.folder.name})" if made.count(label) > 1 else label
+        for label, job in zip(made, jobs, strict=True)
+    ]
 
 
 def _words(settings: Mapping[str, Any], keys: Sequence[str]) -> Iterator[str]:
     for key in keys:
         value = settings.get(key)
-        if value is None:
+        if value is None or (key.startswith("observer") and settings.get("scale_mode") == "fp16"):
             continue
         if key == "observer.percentile":
             yield f"{value:g} %" if isinstance(value, (int, float)) else str(value)

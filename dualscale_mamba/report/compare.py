@@ -12,9 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from dualscale_mamba.report import tables
 from dualscale_mamba.report.collect import Job, collect, differences
 from dualscale_mamba.report.picture import write_study_figure
-from dualscale_mamba.report import tables
 from dualscale_mamba.report.tables import key_metrics, number
 
 MARKDOWN, CSV, PICTURE = "comparison.md", "comparison.csv", "comparison.png"
@@ -45,7 +45,9 @@ def write_comparison(folder: Path, console: Console | None = None) -> bool:
     notes = _notes(jobs)
     for note, style in notes:
         console.print(note, style=style, highlight=False, markup=False)
-    (folder / MARKDOWN).write_text(_markdown(jobs, heads, [note for note, _ in notes], folder), encoding="utf-8")
+    (folder / MARKDOWN).write_text(
+        _markdown(jobs, heads, [note for note, _ in notes], folder), encoding="utf-8"
+    )
     _write_csv(folder / CSV, jobs)
     written = [MARKDOWN, CSV]
     if any(job.is_done for job in jobs):
@@ -62,7 +64,11 @@ def _title(jobs: Sequence[Job], folder: Path) -> str:
 
 def _best(jobs: Sequence[Job], name: str) -> float | None:
     """The best value of a metric, where one direction is better and the values differ."""
-    metrics = [job.result["metrics"][name] for job in jobs if job.is_done and job.result and name in job.result["metrics"]]
+    metrics = [
+        job.result["metrics"][name]
+        for job in jobs
+        if job.is_done and job.result and name in job.result["metrics"]
+    ]
     better = {metric["better"] for metric in metrics}
     values = {metric["value"] for metric in metrics}
     if len(values) < 2 or not better <= {"lower", "higher"} or len(better) != 1:
@@ -105,7 +111,12 @@ def _notes(jobs: Sequence[Job]) -> list[tuple[str, str]]:
         parts = (f"{value} ({len(names)} jobs)" for value, names in difference.values.items())
         notes.append((f"not equal between jobs: {difference.key}: " + " / ".join(parts), "yellow"))
     if not unequal and sum(job.is_done for job in jobs) > 1:
-        notes.append(("equal in all jobs: kernels, weights, calibration and evaluation tokens, batch sizes, order", "dim"))
+        notes.append(
+            (
+                "equal in all jobs: kernels, weights, calibration and evaluation tokens, batch sizes, order",
+                "dim",
+            )
+        )
     return notes
 
 
@@ -120,7 +131,10 @@ def _markdown(jobs: Sequence[Job], heads: dict[str, str], notes: Sequence[str], 
     machine = next((job.result["environment"] for job in jobs if job.result), None)
     if machine:
         sha = (machine["git"]["sha"] or "unknown")[:10] + (" (changed)" if machine["git"]["dirty"] else "")
-        lines += ["", f"Measured with torch {machine['torch']} on {machine['gpu'] or machine['cpu']}, commit {sha}."]
+        lines += [
+            "",
+            f"Measured with torch {machine['torch']} on {machine['gpu'] or machine['cpu']}, commit {sha}.",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -133,7 +147,9 @@ def _write_csv(path: Path, jobs: Sequence[Job]) -> None:
     """Every metric of every job and the settings in which jobs differ; empty where a job has none."""
     metrics = list(dict.fromkeys(name for job in jobs for name in job.metrics))
     settings = [job.settings for job in jobs]
-    keys = [key for key in dict.fromkeys(k for s in settings for k in s) if not key.startswith(("paths.", "name"))]
+    keys = [
+        key for key in dict.fromkeys(k for s in settings for k in s) if not key.startswith(("paths.", "name"))
+    ]
     differing = [key for key in keys if len({str(s[key]) for s in settings if key in s}) > 1]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

@@ -88,7 +88,9 @@ def write_figure(folder: Path, result: Mapping[str, Any]) -> Path | None:
     figure = _figure(9, 7.5 if signal and found else 4.5, str(result["name"]))
     mode = str(result.get("choices", {}).get("scale_mode", ""))
     parts = int(bool(signal)) + (2 if found else 0)
-    axes = figure.subplots(parts, 1, height_ratios=[3] * int(bool(signal)) + [3, 0.8] * int(found is not None), squeeze=False)
+    axes = figure.subplots(
+        parts, 1, height_ratios=[3] * int(bool(signal)) + [3, 0.8] * int(found is not None), squeeze=False
+    )
     rows = [row[0] for row in axes]
     if signal:
         _draw_signal(rows.pop(0), signal)
@@ -104,7 +106,9 @@ def _draw_signal(axes: Axes, sites: Iterable[Mapping[str, Any]]) -> None:
     kinds: dict[str, list[tuple[int, float]]] = {}
     for site in sites:
         layer = re.search(r"\d+", str(site["name"]))
-        kinds.setdefault(str(site["name"]).rpartition(".")[2], []).append((int(layer[0]) if layer else 0, site["sqnr_db"]))
+        kinds.setdefault(str(site["name"]).rpartition(".")[2], []).append(
+            (int(layer[0]) if layer else 0, site["sqnr_db"])
+        )
     palette = [c for c in COLOURS.values() if c not in ("#000000", "#D55E00")]
     for index, (kind, points) in enumerate(kinds.items()):
         chosen = kind == "ssm_input"
@@ -131,7 +135,10 @@ def _draw_histogram(axes: Axes, found: Mapping[str, Any]) -> None:
     axes.set_ylabel("share of values", fontsize=9)
     _value_axis(axes, [x for x, _ in seen])
     axes.tick_params(labelbottom=False)
-    _clean(axes, f"Values of {str(found['site']).replace('.mixer', '')} while calibrating, and the levels of each code")
+    _clean(
+        axes,
+        f"Values of {str(found['site']).replace('.mixer', '')} while calibrating, and the levels of each code",
+    )
 
 
 def _value_axis(axes: Axes, values: Sequence[float]) -> None:
@@ -145,7 +152,9 @@ def _value_axis(axes: Axes, values: Sequence[float]) -> None:
     axes.set_xlim(low * 1.15 if low < 0 else low - 0.05, high * 1.15)
 
 
-def _draw_levels(axes: Axes, rows: Sequence[tuple[str, str, Sequence[float]]], found: Mapping[str, Any]) -> None:
+def _draw_levels(
+    axes: Axes, rows: Sequence[tuple[str, str, Sequence[float]]], found: Mapping[str, Any]
+) -> None:
     """One row of ticks for each code: label, scale mode, levels."""
     shown = [row for row in rows if row[2]]
     for index, (_, mode, levels) in enumerate(reversed(shown)):
@@ -173,8 +182,14 @@ def write_study_figure(path: Path, jobs: Sequence[Job], title: str) -> None:
     panels = [panel for panel in _panels(done) if panel is not None]
     coded = _coded(done)
     height = 1.6 + 0.34 * len(done) + (2.2 + 0.3 * len(coded) if coded else 0)
-    figure = _figure(12, max(height, 4.5), title + (f"   ({missing} of {len(jobs)} jobs not shown)" if missing else ""))
-    sections = figure.subfigures(2, 1, height_ratios=[1.2 + 0.34 * len(done), 2.2 + 0.3 * len(coded)]) if coded else [figure]
+    figure = _figure(
+        12, max(height, 4.5), title + (f"   ({missing} of {len(jobs)} jobs not shown)" if missing else "")
+    )
+    sections = (
+        figure.subfigures(2, 1, height_ratios=[1.2 + 0.34 * len(done), 2.2 + 0.3 * len(coded)])
+        if coded
+        else [figure]
+    )
     if panels:
         row = sections[0].subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (name, head, log) in zip(row, panels, strict=True):
@@ -214,8 +229,8 @@ def _draw_metric(axes: Axes, jobs: Sequence[Job], name: str, head: str, log: boo
     places = list(range(len(jobs)))[::-1]
     colours = [colour_of(job.scale_mode) for job in jobs]
     if log:
-        _log_axis(axes)
         shown = [value if value > SMALLEST_KL else math.nan for value in values]
+        _log_axis(axes, shown)
     else:
         shown = values
     axes.scatter(shown, places, c=colours, s=46, zorder=3)
@@ -225,7 +240,9 @@ def _draw_metric(axes: Axes, jobs: Sequence[Job], name: str, head: str, log: boo
             axes.annotate("0" if not math.isnan(value) else "not measured", (0.02, place), fontsize=8, va="center",
                           xycoords=("axes fraction", "data"), color="#555555")  # fmt: skip
         else:
-            axes.annotate(text, (dot, place), xytext=(7, 0), textcoords="offset points", fontsize=8, va="center")
+            axes.annotate(
+                text, (dot, place), xytext=(7, 0), textcoords="offset points", fontsize=8, va="center"
+            )
     axes.set_yticks(places, [f"{job.arm}: {job.label}" if job.arm else job.label for job in jobs], fontsize=9)
     axes.set_ylim(-0.6, len(jobs) - 0.4)
     axes.margins(x=0.28)
@@ -233,11 +250,20 @@ def _draw_metric(axes: Axes, jobs: Sequence[Job], name: str, head: str, log: boo
     _clean(axes, head)
 
 
-def _log_axis(axes: Axes) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator
+def _log_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Logarithmic, with few round ticks however short the axis is."""
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=12))
+    seen = [value for value in values if value > 0]
+    if not seen:
+        return
+    low, high = math.log10(min(seen)), math.log10(max(seen))
+    steps = (1.0,) if high - low > 3 else (1.0, 3.0) if high - low > 1 else (1.0, 2.0, 3.0, 5.0)
+    ticks = [
+        step * 10.0**power for power in range(math.floor(low) - 1, math.ceil(high) + 2) for step in steps
+    ]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     axes.xaxis.set_minor_locator(NullLocator())
 

@@ -93,16 +93,22 @@ def show_run(result: Mapping[str, Any], folder: Path, brief: bool = False) -> No
     heads = key_metrics(result["metrics"])
     shown = {name: number(result["metrics"][name]["value"], name) for name in heads}
     if brief:
-        out.print("  " + ", ".join(f"{heads[name]} {shown[name]}" for name in key_metrics(heads, KINDS_ON_CONSOLE)))
+        out.print(
+            "  " + ", ".join(f"{heads[name]} {shown[name]}" for name in key_metrics(heads, KINDS_ON_CONSOLE))
+        )
         return
     table = Table(title=str(result["name"]), title_justify="left", title_style="bold", show_edge=False)
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("unit", style="dim")
     for name, value in shown.items():
-        table.add_row(name, value, "" if value.endswith(("%", "ms", "MB")) else result["metrics"][name]["unit"])
+        table.add_row(
+            name, value, "" if value.endswith(("%", "ms", "MB")) else result["metrics"][name]["unit"]
+        )
     out.print(table)
-    summary = {key.partition("/")[2]: v for key, v in result["site_summary"].items() if key.startswith("ssm_input/")}
+    summary = {
+        key.partition("/")[2]: v for key, v in result["site_summary"].items() if key.startswith("ssm_input/")
+    }
     words = [f"{head} {number(summary[key], key)}" for key, head in SITE_COLUMNS if key in summary]
     if words:
         out.print("ssm_input, mean over layers: " + ", ".join(words), style="dim")

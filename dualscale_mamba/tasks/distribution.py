@@ -27,7 +27,11 @@ def distribution(model: Any, calibration: Calibration | None, site: str = SITE) 
         ``site``, bin ``centres`` and the ``share`` of values in each, and ``levels`` (of the group that reaches
         furthest; empty where the site is floating point).
     """
-    found = {name: h for name, h in (calibration.histograms if calibration else {}).items() if name.endswith(f".{site}")}
+    found = {
+        name: h
+        for name, h in (calibration.histograms if calibration else {}).items()
+        if name.endswith(f".{site}")
+    }
     if not found:
         return None
     name = max(found, key=lambda key: float(found[key].absmax.max()))
@@ -46,5 +50,7 @@ def rebinned(histogram: Histogram) -> tuple[list[float], list[float]]:
     low, high = float(place.min()), float(place.max())
     index = ((place - low) / max(high - low, 1e-12) * BINS).long().clamp_max(BINS - 1)
     share = torch.zeros(BINS, dtype=torch.float64).index_add_(0, index, total) / total.sum().clamp_min(1.0)
-    centres = torch.sinh(low + (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS * (high - low)) * EVEN_BELOW
+    centres = (
+        torch.sinh(low + (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS * (high - low)) * EVEN_BELOW
+    )
     return centres.tolist(), share.tolist()

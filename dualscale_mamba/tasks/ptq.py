@@ -42,7 +42,10 @@ def run(config: DictConfig) -> float | None:
         The metric that ``objective`` names, or None.
     """
     folder = RunFolder.of(config)
-    with open_session(config) as session, instantiate.tracker(config).tracking(folder.path, config) as tracked:
+    with (
+        open_session(config) as session,
+        instantiate.tracker(config).tracking(folder.path, config) as tracked,
+    ):
         evaluators = instantiate.evaluators(config)
         report = session.quantize(keep_reference=any(e.needs_reference for e in evaluators.values()))
         measured = Measured()

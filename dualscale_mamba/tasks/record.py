@@ -104,9 +104,13 @@ class RunFolder:
             tail = traceback.format_exception(error)[-TRACEBACK_LINES:]
             line = f"{type(error).__name__}: {error}".splitlines()[0][:LINE_LENGTH]
             self._status(state, began, error=line, traceback="".join(tail))
-            if isinstance(error, Exception) and self.in_multirun:  # a single run's error is shown at its end, at once
+            if (
+                isinstance(error, Exception) and self.in_multirun
+            ):  # a single run's error is shown at its end, at once
                 message = f"run {self.identity['number']} ({self.identity['name']}) failed: {line}"
-                Console(stderr=True, soft_wrap=True, highlight=False).print(message, style="bold red", markup=False)
+                Console(stderr=True, soft_wrap=True, highlight=False).print(
+                    message, style="bold red", markup=False
+                )
             raise
         self._status("done", began)
 

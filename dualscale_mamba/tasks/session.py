@@ -91,7 +91,12 @@ class Session:
             prepare(self.model, self.recipe)
             batches = self.calibration_batches()
             facts = [self.hashes["weights"], self.hashes["calibration_tokens"], str(self.hashes["kernels"])]
-            facts += [str(self.model.dtype), str(self.model.residual_dtype), self.device.type, self.config.ops]
+            facts += [
+                str(self.model.dtype),
+                str(self.model.residual_dtype),
+                self.device.type,
+                self.config.ops,
+            ]
             folder = Path(self.config.paths.cache).expanduser() if self.config.calibration.cache else None
             key = calibration_key(facts, self.recipe)
             self.calibration = calibrate(self.model, batches, self.recipe, folder, key)

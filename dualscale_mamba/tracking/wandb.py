@@ -64,7 +64,9 @@ class WandbTracker:
             return self._init(folder, config, "online")
         except Exception as error:  # the client's errors and the network's share no base
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            logger.warning("W&B is not reachable (%s); this run is logged offline, send it with `wandb sync`", reason)
+            logger.warning(
+                "W&B is not reachable (%s); this run is logged offline, send it with `wandb sync`", reason
+            )
             wandb.teardown()
             return self._init(folder, config, "offline")
 

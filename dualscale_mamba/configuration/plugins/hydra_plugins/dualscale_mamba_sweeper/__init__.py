@@ -81,7 +81,9 @@ def _told(jobs: Sequence[str], total: int) -> str:
 
 
 def _text(value: Any) -> str:
-    return ",".join(str(v) for v in value) if OmegaConf.is_list(value) or isinstance(value, list) else str(value)
+    return (
+        ",".join(str(v) for v in value) if OmegaConf.is_list(value) or isinstance(value, list) else str(value)
+    )
 
 
 ConfigStore.instance().store(

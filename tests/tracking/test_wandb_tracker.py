@@ -1,0 +1,111 @@
+"""W&B never loses a run, never waits long, never stops a job."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from dualscale_mamba.errors import ConfigError
+from dualscale_mamba.tracking.json import JsonTracker
+from dualscale_mamba.tracking.wandb import WandbTracker
+
+RESULT: dict[str, Any] = {
+    "metrics": {"perplexity/x/nll": {"value": 3.5, "unit": "nats/token", "better": "lower"}},
+    "sites": [{"name": "layers.0.mixer.ssm_input", "format": "dual", "sqnr_db": 40.0}],
+    "site_summary": {"ssm_input/threshold": 1.5},
+    "environment": {},
+    "hashes": {},
+    "fairness": {},
+    "seconds": {},
+}
+
+
+@pytest.fixture
+def config() -> DictConfig:
+    made = {
+        "name": "run",
+        "group": "study",
+        "arm": "treatment",
+        "tags": ["smoke"],
+        "precision": {"name": "w8a8"},
+        "task": {"_target_": "dualscale_mamba.tasks.ptq.run"},
+    }
+    return OmegaConf.create(made)
+
+
+def logs(folder: Path) -> list[Path]:
+    return list(folder.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+def run_record(folder: Path) -> Any:
+    from wandb_log import records
+
+    return next(record.run for record in records(logs(folder)[0]) if record.HasField("run"))
+
+
+def test_offline_run_has_group_tags_and_type(tmp_path: Path, config: DictConfig) -> None:
+    with WandbTracker().tracking(tmp_path, config) as run:
+        run.log(RESULT, None)
+    record = run_record(tmp_path)
+    assert record.run_group == "study"
+    assert set(record.tags) == {"treatment", "w8a8", "smoke"}
+    assert record.job_type == "ptq"
+
+
+def test_failed_run_is_finished_as_failed_and_disturbs_no_other(tmp_path: Path, config: DictConfig) -> None:
+    from wandb_log import records
+
+    with pytest.raises(RuntimeError), WandbTracker().tracking(tmp_path / "first", config):
+        raise RuntimeError("deliberate")
+    with WandbTracker().tracking(tmp_path / "second", config) as run:
+        run.log(RESULT, None)
+    first, second = run_record(tmp_path / "first"), run_record(tmp_path / "second")
+    assert first.run_id != second.run_id
+    codes = [r.exit.exit_code for r in records(logs(tmp_path / "first")[0]) if r.HasField("exit")]
+    assert codes == [1]
+
+
+@pytest.mark.parametrize("key", [None, "0" * 40])
+def test_unreachable_server_means_offline_with_one_warning(
+    tmp_path: Path,
+    config: DictConfig,
+    key: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    import wandb
+
+    wandb.teardown()
+    began = time.monotonic()
+    with (
+        caplog.at_level(logging.WARNING),
+        WandbTracker(mode="online", timeout=3).tracking(tmp_path, config) as run,
+    ):
+        run.log(RESULT, None)
+    wandb.teardown()
+    assert time.monotonic() - began < 20
+    assert len(logs(tmp_path)) == 1
+    warnings = [r for r in caplog.records if r.name.startswith("dualscale_mamba")]
+    assert len(warnings) == 1
+    assert "offline" in warnings[0].getMessage()
+
+
+def test_mode_is_checked() -> None:
+    with pytest.raises(ConfigError, match=r"tracker\.mode=live"):
+        WandbTracker(mode="live")
+
+
+def test_json_tracker_writes_nothing_of_its_own(tmp_path: Path, config: DictConfig) -> None:
+    with JsonTracker().tracking(tmp_path, config) as run:
+        run.log(RESULT, None)
+    assert list(tmp_path.iterdir()) == []
