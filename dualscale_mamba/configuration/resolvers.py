@@ -11,7 +11,7 @@ from omegaconf import Container, OmegaConf
 
 def _choices(root: Container | None) -> dict[str, Any]:
     """Chosen file of each group; Hydra's node is in the config while composing, and apart in a job."""
-    chosen = OmegaConf.select(root, "hydra.runtime.choices") if root is not None else None
+    chosen: Any = OmegaConf.select(root, "hydra.runtime.choices") if root is not None else None
     if chosen is None and HydraConfig.initialized():
         chosen = HydraConfig.get().runtime.choices
     return dict(chosen or {})

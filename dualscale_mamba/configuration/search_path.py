@@ -16,7 +16,7 @@ SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 class FolderAsGroup(FileConfigSource):
     """A folder that appears as one group of its own name.
 
-    A ``file://`` entry would have to name the folder's parent, and all of the parent's folders would be groups.
+    A ``file://`` entry would have to name the folder's parent, and all folders there would be groups.
     """
 
     @staticmethod

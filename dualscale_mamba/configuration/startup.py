@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dualscale_mamba.configuration import resolvers, studies
 from dualscale_mamba.configuration.search_path import FolderAsGroup, SweepsSearchPath
-from dualscale_mamba.configuration.validate import InvalidConfig
+from dualscale_mamba.configuration.validate import InvalidConfigError
 from dualscale_mamba.errors import CheckpointError, ConfigError
 
 INTERRUPTED = 130
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 def register() -> None:
     """Make the group ``sweeps``, the sweeper and the resolvers known to Hydra; do it before composing."""
     resolvers.register()
-    # Hydra takes sweepers from the name space package hydra_plugins only, so a part of that lies in this folder.
+    # Hydra takes sweepers from the name space package hydra_plugins only: a part of that lies in this folder.
     if str(PLUGINS) not in sys.path:
         sys.path.append(str(PLUGINS))
     Plugins.instance().register(FolderAsGroup)
@@ -62,7 +62,13 @@ def launch(main: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         _red("interrupted")
         return INTERRUPTED
-    except (HydraException, OmegaConfBaseException, CheckpointError, ConfigError, InvalidConfig) as error:
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        CheckpointError,
+        ConfigError,
+        InvalidConfigError,
+    ) as error:
         if wants_everything:
             raise
         if studies.begun:
@@ -71,7 +77,7 @@ def launch(main: Callable[[], Any]) -> int:
             _red(sentence)
         return 1
     except Exception as error:
-        # A multirun raises its first job's error only; that job has printed its own line and kept its traceback.
+        # A multirun raises its first job's error only; each job has printed its line and kept its traceback.
         if not studies.begun:
             traceback.print_exception(type(error), error, _from_task(error.__traceback__))
         return 1
@@ -106,7 +112,7 @@ def _red(text: str) -> None:
 
 def explain(error: BaseException) -> list[str]:
     """One sentence for each thing that is wrong, from an error of the configuration."""
-    if isinstance(error, InvalidConfig):
+    if isinstance(error, InvalidConfigError):
         return error.sentences
     text = str(error)
     if missing := re.search(r"Could not (?:find|load) '(.+)/(.+?)'", text):
@@ -121,9 +127,8 @@ def explain(error: BaseException) -> list[str]:
         parent, allowed_keys = _siblings(key)
         inside = f"the keys of {parent}" if parent else "the top-level keys and groups"
         listed = f" ({', '.join(allowed_keys)})" if allowed_keys else " that --cfg job shows"
-        return [
-            f"{_typed(key)}: there is no such key; allowed are {inside}{listed}.{_suggestion(key, allowed_keys)}"
-        ]
+        advice = _suggestion(key, allowed_keys)
+        return [f"{_typed(key)}: there is no such key; allowed are {inside}{listed}.{advice}"]
     return [" ".join(f"{text} {error.__cause__ or ''}".split())]
 
 

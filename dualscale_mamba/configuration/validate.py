@@ -27,11 +27,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "precision.x_proj_reads": ("codes", "conv_output"),
     "tracker.mode": ("offline", "online", "disabled"),
 }
-# Nodes that no constructor reads, so that nothing else would notice a key too many. Folders of their own may add
-# objects below scale_mode, observer and so on, whose keys are those of a constructor.
+# Nodes that no constructor reads, so that nothing else would notice a key too many.
 KEYS = {
-    "": "name group arm tags objective seed device ops data task model precision scale_mode observer granularity "
-    "calibration evaluation profiling tracker paths hydra",
+    "": "name group arm tags objective seed device ops data task model precision scale_mode observer "
+    "granularity calibration evaluation profiling tracker paths hydra",
     "data": "root",
     "model": "name source revision implementation dtype residual_dtype",
     "precision": "name weights activations scale_mode_sites linear_input_scale rotate x_proj_reads",
@@ -59,7 +58,7 @@ PERCENTILES = (
 )
 
 
-class InvalidConfig(ValueError):
+class InvalidConfigError(ValueError):
     """All problems of a configuration, one sentence each.
 
     Args:
@@ -75,11 +74,11 @@ def validate(config: DictConfig) -> None:
     """Refuse a configuration that cannot run.
 
     Raises:
-        InvalidConfig: With one sentence for each problem.
+        InvalidConfigError: With one sentence for each problem.
     """
     found = problems(config)
     if found:
-        raise InvalidConfig(found)
+        raise InvalidConfigError(found)
 
 
 def problems(config: DictConfig) -> list[str]:
@@ -114,7 +113,7 @@ def _made(config: DictConfig) -> list[str]:
 
 
 def values(plain: dict[str, Any], pattern: str) -> Iterator[tuple[str, Any]]:
-    """Key and value for a dotted pattern (``*`` is any key), and for each element where the value is a list."""
+    """Key and value for a dotted pattern (``*`` is any key); one pair for each element of a list."""
     found: list[tuple[str, Any]] = [("", plain)]
     for name in pattern.split("."):
         inside = [(prefix, node) for prefix, node in found if isinstance(node, dict)]

@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Latency:
-    """TTFT (one prefill, last logits only) and TPOT (one step with cache), at the 10th, 50th and 90th percentile.
+    """TTFT (one prefill, last logits only) and TPOT (one step with cache), as percentiles.
 
-    Token ids are random with a fixed seed: the time does not depend on them. Steps run one after the other, each
-    waited for, and include the choice of the next token.
+    Token ids are random with a fixed seed: the time does not depend on them. Steps run one after the other,
+    each waited for, and include the choice of the next token.
 
     Args:
         batch_sizes: Sequences at once.

@@ -80,7 +80,7 @@ class Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Values of the configuration under dotted keys, and the choices of files; without a result what was typed."""
+        """Values of the configuration under dotted keys and choices of files; else what was typed."""
         typed = dict(_typed(override) for override in self.status.get("overrides", []))
         return {
             **typed,

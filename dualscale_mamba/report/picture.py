@@ -7,13 +7,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dualscale_mamba.report.collect import DISTRIBUTION, Job
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 FIGURE = "figure.png"
 # Okabe & Ito's palette: told apart with any kind of colour vision.
@@ -67,9 +67,6 @@ def colour_of(scale_mode: str) -> str:
     return COLOURS.get(scale_mode, OTHER_COLOUR)
 
 
-# One run -------------------------------------------------------------------------------------------------------
-
-
 def write_figure(folder: Path, result: Mapping[str, Any]) -> Path | None:
     """Picture of one run: how well each site is coded in each layer, and the levels of one SSM input.
 
@@ -103,6 +100,8 @@ def write_figure(folder: Path, result: Mapping[str, Any]) -> Path | None:
 
 def _draw_signal(axes: Axes, sites: Iterable[Mapping[str, Any]]) -> None:
     """Signal-to-noise ratio of each kind of site over the layers."""
+    from matplotlib.ticker import MaxNLocator
+
     kinds: dict[str, list[tuple[int, float]]] = {}
     for site in sites:
         layer = re.search(r"\d+", str(site["name"]))
@@ -120,25 +119,21 @@ def _draw_signal(axes: Axes, sites: Iterable[Mapping[str, Any]]) -> None:
     axes.set_xlabel("layer", fontsize=9)
     axes.set_ylabel("signal to noise, dB", fontsize=9)
     axes.grid(axis="y", alpha=0.3)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-# Histogram and levels ------------------------------------------------------------------------------------------
 
 
 def _draw_histogram(axes: Axes, found: Mapping[str, Any]) -> None:
     centres, share = found["centres"], found["share"]
     seen = [(x, y) for x, y in zip(centres, share, strict=True) if y > 0]
-    axes.fill_between(*zip(*seen, strict=True), step="mid", color="#CFCFCF", linewidth=0)
+    places, heights = zip(*seen, strict=True)
+    axes.fill_between(places, heights, step="mid", color="#CFCFCF", linewidth=0)
     axes.set_yscale("log")
     axes.set_ylabel("share of values", fontsize=9)
     _value_axis(axes, [x for x, _ in seen])
     axes.tick_params(labelbottom=False)
-    _clean(
-        axes,
-        f"Values of {str(found['site']).replace('.mixer', '')} while calibrating, and the levels of each code",
-    )
+    site = str(found["site"]).replace(".mixer", "")
+    _clean(axes, f"Values of {site} while calibrating, and the levels of each code")
 
 
 def _value_axis(axes: Axes, values: Sequence[float]) -> None:
@@ -166,9 +161,6 @@ def _draw_levels(
     axes.set_xlabel("value (linear around zero, logarithmic outside)", fontsize=9)
 
 
-# A study -------------------------------------------------------------------------------------------------------
-
-
 def write_study_figure(path: Path, jobs: Sequence[Job], title: str) -> None:
     """Picture of a study: divergence, then accuracy and perplexity of each job, and the levels of each code.
 
@@ -185,17 +177,16 @@ def write_study_figure(path: Path, jobs: Sequence[Job], title: str) -> None:
     figure = _figure(
         12, max(height, 4.5), title + (f"   ({missing} of {len(jobs)} jobs not shown)" if missing else "")
     )
-    sections = (
-        figure.subfigures(2, 1, height_ratios=[1.2 + 0.34 * len(done), 2.2 + 0.3 * len(coded)])
-        if coded
-        else [figure]
-    )
+    upper: Figure | SubFigure = figure
+    if coded:
+        ratios = [1.2 + 0.34 * len(done), 2.2 + 0.3 * len(coded)]
+        upper, lower = cast("Sequence[SubFigure]", figure.subfigures(2, 1, height_ratios=ratios))
     if panels:
-        row = sections[0].subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        row = upper.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (name, head, log) in zip(row, panels, strict=True):
             _draw_metric(axes, done, name, head, log)
     if coded:
-        low = sections[1].subplots(2, 1, height_ratios=[2, 0.6 + 0.5 * len(coded)], squeeze=False)
+        low = lower.subplots(2, 1, height_ratios=[2, 0.6 + 0.5 * len(coded)], squeeze=False)
         found = coded[0][1]
         _draw_histogram(low[0][0], found)
         _draw_levels(low[1][0], [(job.label, job.scale_mode, own["levels"]) for job, own in coded], found)
@@ -223,7 +214,7 @@ def _source(name: str) -> str:
 
 
 def _draw_metric(axes: Axes, jobs: Sequence[Job], name: str, head: str, log: bool) -> None:
-    """One dot a job with its number beside it, first job on top; axes that do not start at zero need no bars."""
+    """One dot a job with its number beside it, first job on top."""
     scale = 100.0 if name.endswith("/acc") else 1.0
     values = [job.metrics.get(name, math.nan) * scale for job in jobs]
     places = list(range(len(jobs)))[::-1]
@@ -237,12 +228,10 @@ def _draw_metric(axes: Axes, jobs: Sequence[Job], name: str, head: str, log: boo
     for value, place, dot in zip(values, places, shown, strict=True):
         text = f"{value:.3g}" if log else f"{value:.2f}"
         if math.isnan(dot):
-            axes.annotate("0" if not math.isnan(value) else "not measured", (0.02, place), fontsize=8, va="center",
-                          xycoords=("axes fraction", "data"), color="#555555")  # fmt: skip
+            text = "not measured" if math.isnan(value) else "0"
+            axes.text(0.02, place, text, transform=axes.get_yaxis_transform(), fontsize=8, va="center")
         else:
-            axes.annotate(
-                text, (dot, place), xytext=(7, 0), textcoords="offset points", fontsize=8, va="center"
-            )
+            axes.annotate(text, (dot, place), (7, 0), textcoords="offset points", fontsize=8, va="center")
     axes.set_yticks(places, [f"{job.arm}: {job.label}" if job.arm else job.label for job in jobs], fontsize=9)
     axes.set_ylim(-0.6, len(jobs) - 0.4)
     axes.margins(x=0.28)

@@ -17,7 +17,7 @@ def run(config: DictConfig) -> float | None:
     """Validate the configuration, then run its task in a folder that always says how it ended.
 
     Raises:
-        InvalidConfig: Before anything heavy happens.
+        InvalidConfigError: Before anything heavy happens.
         Exception: Whatever the task raised, after ``status.json`` and one red line have told of it.
     """
     folder = RunFolder.of(config)

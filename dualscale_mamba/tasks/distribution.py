@@ -16,7 +16,7 @@ EVEN_BELOW = 0.05
 
 
 def distribution(model: Any, calibration: Calibration | None, site: str = SITE) -> dict[str, Any] | None:
-    """Histogram and levels of ``site`` in the layer whose values reach furthest; None where nothing was counted.
+    """Histogram and levels of ``site`` in the layer that reaches furthest; None where nothing was counted.
 
     Args:
         model: Converted.
@@ -24,8 +24,8 @@ def distribution(model: Any, calibration: Calibration | None, site: str = SITE) 
         site: Short name.
 
     Returns:
-        ``site``, bin ``centres`` and the ``share`` of values in each, and ``levels`` (of the group that reaches
-        furthest; empty where the site is floating point).
+        ``site``, bin ``centres`` and the ``share`` of values in each, and ``levels`` (of the group that
+        reaches furthest; empty where the site is floating point).
     """
     found = {
         name: h

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 from rich.console import Console
 
 SCHEMA_VERSION = 1
@@ -44,7 +44,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """The same in JSON's types; numbers that JSON lacks become strings, so that a NaN cannot pass for a gap."""
+    """The same in JSON's types; numbers that JSON lacks become strings: a NaN must not pass for a gap."""
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
     if isinstance(value, Mapping):
@@ -81,7 +81,7 @@ class RunFolder:
             overrides = list(hydra.overrides.task)
             choices = {k: v for k, v in hydra.runtime.choices.items() if not str(k).startswith("hydra")}
             in_multirun = hydra.mode == RunMode.MULTIRUN
-            number = int(OmegaConf.select(hydra, "job.num", throw_on_missing=False) or 0)
+            number = int(OmegaConf.select(cast("Container", hydra), "job.num", throw_on_missing=False) or 0)
         identity = {
             "name": config.name,
             "arm": config.arm,

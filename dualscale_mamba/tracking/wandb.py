@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
@@ -85,7 +85,7 @@ class WandbTracker:
             tags=tags,
             config={str(key): value for key, value in resolved.items()},
             dir=str(folder),
-            mode=mode,
+            mode=cast("Any", mode),
             reinit="finish_previous",
             settings=wandb.Settings(init_timeout=self.timeout, silent=True, console="off", disable_git=True),
         )

@@ -41,7 +41,8 @@ class Parameters:
     def check(self, data_root):
         return None
     def __call__(self, context):
-        return Evaluated({"parameters": Metric(float(sum(p.numel() for p in context.model.parameters())), "", "")})
+        count = sum(p.numel() for p in context.model.parameters())
+        return Evaluated({"parameters": Metric(float(count), "", "")})
 
 def profile_nothing():
     return lambda subject: {"nothing": Metric(0.0, "s", "lower")}

@@ -16,14 +16,14 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from dualscale_mamba.configuration import studies
-from dualscale_mamba.configuration.validate import InvalidConfig, problems
+from dualscale_mamba.configuration.validate import InvalidConfigError, problems
 
 
 class UnionSweeper(BasicSweeper):
     """Hydra's basic sweeper, plus ``hydra.sweeper.grids``: a list of grids, run one after the other.
 
-    Each grid is a mapping of key to value or comma-separated values, like ``params``, and stands for the product
-    of its values; what is typed on the command line applies to every grid and wins.
+    Each grid is a mapping of key to value or comma-separated values, like ``params``, and stands for the
+    product of its values; what is typed on the command line applies to every grid and wins.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class UnionSweeper(BasicSweeper):
         """Compose and validate every job of ``batch``.
 
         Raises:
-            InvalidConfig: Of all jobs together, each problem with the job that has it.
+            InvalidConfigError: Of all jobs together, each problem with the job that has it.
         """
         assert self.config is not None
         assert self.hydra_context is not None
@@ -69,7 +69,9 @@ class UnionSweeper(BasicSweeper):
             for problem in problems(config):
                 found.setdefault(problem, []).append(f"job {number} ({' '.join(overrides)})")
         if found:
-            raise InvalidConfig([f"{_told(jobs, len(batch))}: {problem}" for problem, jobs in found.items()])
+            raise InvalidConfigError(
+                [f"{_told(jobs, len(batch))}: {problem}" for problem, jobs in found.items()]
+            )
         studies.begun.append(Path(self.config.hydra.sweep.dir).absolute())
 
 
