@@ -2,9 +2,9 @@
 
     python benchmarks/cpu_ops.py [--threads 2] [--repeats 9] [--only scan]
 
-Every line is the median of ``--repeats`` calls, both sides timed in turn so that they see the same machine. The
-rival of the scan is its recurrence step by step; that of the convolution F.conv1d, SiLU and quantize; that of
-the linear layer an fp32 matmul of the same size.
+Every line is the median of ``--repeats`` calls, both sides timed in turn so that they see the same machine.
+The rival of the scan is its recurrence step by step; that of the convolution F.conv1d, SiLU and quantize; that
+of the linear layer an fp32 matmul of the same size.
 """
 
 from __future__ import annotations

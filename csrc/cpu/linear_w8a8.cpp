@@ -204,6 +204,10 @@ void check_linear(const char* op, const Tensor& x, const OptionalTensor& x_code,
   check_parameter({op, "weight_scale"}, weight_scale, {columns}, x);
   check_type({op, "weight_sum"}, weight_sum, ScalarType::Int);
   check_shape({op, "weight_sum"}, weight_sum, {columns});
+  check_same_device({op, "weight_sum"}, weight_sum, x);
+  if (!weight_sum.is_contiguous()) {
+    refuse({op, "weight_sum"}, "is not contiguous", "contiguous memory");
+  }
   check_parameter({op, "row_scale"}, row_scale, {x.numel() / size}, x);
   check_parameter({op, "bias"}, bias, {columns}, x);
   check_code({op, "code"}, code, columns, Codes::kKnee, x);
