@@ -36,7 +36,9 @@ __device__ __forceinline__ void before(const Conv& conv, const T* x, const T* in
   }
 }
 
-template <class T, class Result, bool kFourTaps>
+// kFast: four taps, whole vectors, aligned rows; then whole turns run without a branch, so that the chains of
+// all their elements overlap.
+template <class T, class Result, bool kFast>
 __global__ void __launch_bounds__(kThreads)
     convolve(const T* x, const T* initial, typename Result::Out* out, ConvParameters p, Sequence s) {
   __shared__ float table[std::is_same_v<Result, TableResult> ? kTableWidth : 1];
@@ -48,13 +50,15 @@ __global__ void __launch_bounds__(kThreads)
   if (batch >= s.batch) {
     return;
   }
-  const int64_t end = min(first + s.chunk, s.length);
-  const int valid = static_cast<int>(min(static_cast<int64_t>(kConvVector), p.channels - channel));
+  const int left = static_cast<int>(min(static_cast<int64_t>(s.chunk), s.length - first));
+  const int valid =
+      kFast ? kConvVector : static_cast<int>(min(static_cast<int64_t>(kConvVector), p.channels - channel));
+  const bool x_aligned = kFast || s.x_aligned, out_aligned = kFast || s.out_aligned;
   x += batch * s.batch_stride + channel;
   initial += initial == nullptr ? 0 : batch * s.initial_batch_stride + channel;
   out += (batch * s.length + first) * p.channels + channel;
 
-  const Convolution<T, kFourTaps> conv(p, channel, valid, Result::kMutesNan);
+  const Convolution<T, kFast> conv(p, channel, valid, Result::kMutesNan);
   const Result result(p.code, table, channel, valid);
   float window[kMaxTaps - 1 + kTurn][kConvVector];
 #pragma unroll
@@ -63,22 +67,21 @@ __global__ void __launch_bounds__(kThreads)
   }
   Raw<T, kConvVector> next[kTurn];
   const T* row = x + first * s.row_stride;
-  const auto fetch = [&](int64_t t) {
+  const auto fetch = [&](int rows) {
 #pragma unroll
     for (int r = 0; r < kTurn; ++r) {
-      if (t + r < end) {
-        next[r] = load_raw<T, kConvVector>(row + r * s.row_stride, s.x_aligned, valid);
+      if (r < rows) {
+        next[r] = load_raw<T, kConvVector>(row, x_aligned, valid);
       }
+      row += s.row_stride;
     }
-    row += kTurn * s.row_stride;
   };
-  fetch(first);
-  for (int64_t t = first; t < end; t += kTurn) {
+  const auto turn = [&](int rows, int rows_after) {
 #pragma unroll
     for (int r = 0; r < kTurn; ++r) {
       conv.values(next[r], window[kMaxTaps - 1 + r]);
     }
-    fetch(t + kTurn);
+    fetch(rows_after);
 #pragma unroll
     for (int r = 0; r < kTurn; ++r) {
       float y[kConvVector];
@@ -89,8 +92,8 @@ __global__ void __launch_bounds__(kThreads)
           y[i] = y[i] == y[i] ? y[i] : 0.0f;
         }
       }
-      if (t + r < end) {
-        store_raw(out, result.result(y), s.out_aligned, valid);
+      if (r < rows) {
+        store_raw(out, result.result(y), out_aligned, valid);
       }
       out += p.channels;
     }
@@ -101,13 +104,23 @@ __global__ void __launch_bounds__(kThreads)
         window[k][i] = window[k + kTurn][i];
       }
     }
+  };
+  fetch(left);
+  int done = 0;
+  if constexpr (kFast) {
+    for (; done + 2 * kTurn <= left; done += kTurn) {
+      turn(kTurn, kTurn);
+    }
+  }
+  for (; done < left; done += kTurn) {
+    turn(left - done, left - done - kTurn);
   }
 }
 
 // A chunk long enough that its first three rows hardly cost, short enough to fill the chip.
 int chunk_of(int64_t length, int64_t vectors, int64_t batch, int device) {
   const int64_t wanted = static_cast<int64_t>(multiprocessors(device)) * 192;
-  int64_t chunk = 32;
+  int64_t chunk = 64;
   while (chunk > 8 && vectors * batch * ceil_div(length, chunk) < wanted) {
     chunk /= 2;
   }
@@ -147,7 +160,8 @@ Tensor causal_conv1d_encode(const Tensor& x, const OptionalTensor& x_code, const
     dispatch_result(p.code, dtype, [&](auto result) {
       using Result = typename decltype(result)::type;
       s.out_aligned = p.channels % kConvVector == 0;
-      const auto kernel = p.taps == kMaxTaps ? convolve<T, Result, true> : convolve<T, Result, false>;
+      const bool fast = p.taps == kMaxTaps && p.aligned && s.x_aligned && s.initial_aligned && s.out_aligned;
+      const auto kernel = fast ? convolve<T, Result, true> : convolve<T, Result, false>;
       kernel<<<grid, kThreads, 0, device.stream>>>(static_cast<const T*>(x.data_ptr()), data<T>(initial),
                                                    static_cast<typename Result::Out*>(out.data_ptr()), p, s);
       STD_CUDA_KERNEL_LAUNCH_CHECK();

@@ -23,7 +23,8 @@ struct ConvParameters {
   bool aligned;  // whether the four weights of a channel may be loaded at once
 };
 
-template <class T, bool kFourTaps>
+// kFast: four taps, whose weights may be loaded at once.
+template <class T, bool kFast>
 struct Convolution {
   float weight[kMaxTaps][kConvVector];
   float bias[kConvVector];
@@ -44,7 +45,7 @@ struct Convolution {
       bias[i] = exists && p.bias ? -kLog2e * p.bias[channel + i] : 0.0f;
       float sum = bias[i];
       const float4 four =
-          taps == kMaxTaps && exists && p.aligned
+          kFast || (taps == kMaxTaps && exists && p.aligned)
               ? *reinterpret_cast<const float4*>(p.weight + (channel + i) * kMaxTaps)
               : make_float4(weight_of(p, channel + i, 0, exists), weight_of(p, channel + i, 1, exists),
                             weight_of(p, channel + i, 2, exists), weight_of(p, channel + i, 3, exists));
@@ -85,10 +86,10 @@ struct Convolution {
   // x[0] is the oldest input. Taps that do not exist are skipped: 0 * inf would be NaN.
   __device__ __forceinline__ float silu_over_ln2(int i, float x0, float x1, float x2, float x3) const {
     float p = bias[i];
-    if (kFourTaps || taps > 3) {
+    if (kFast || taps > 3) {
       p = fmaf(weight[0][i], x0, p);
     }
-    if (kFourTaps || taps > 2) {
+    if (kFast || taps > 2) {
       p = fmaf(weight[1][i], x1, p);
     }
     p = fmaf(weight[2][i], x2, p);

@@ -51,7 +51,8 @@ struct Four {
   uint32_t word[kCodes ? 1 : 4];
 };
 
-template <bool kCodes>
+// kAligned says the same as input.aligned, at compile time.
+template <bool kCodes, bool kAligned = false>
 __device__ __forceinline__ Four<kCodes> load_four(const Input& input, int64_t offset, int valid) {
   Four<kCodes> four;
   const auto take = [&](auto raw) {
@@ -61,12 +62,15 @@ __device__ __forceinline__ Four<kCodes> load_four(const Input& input, int64_t of
     }
   };
   if (kCodes || input.kind == Kind::kCodes) {
-    take(load_raw<int8_t, 4>(static_cast<const int8_t*>(input.data) + offset, input.aligned, valid));
+    take(load_raw<int8_t, 4>(static_cast<const int8_t*>(input.data) + offset, kAligned || input.aligned,
+                             valid));
   } else if constexpr (!kCodes) {
     if (input.kind == Kind::kFloat) {
-      take(load_raw<float, 4>(static_cast<const float*>(input.data) + offset, input.aligned, valid));
+      take(load_raw<float, 4>(static_cast<const float*>(input.data) + offset, kAligned || input.aligned,
+                              valid));
     } else {  // half and bfloat16 are read alike
-      take(load_raw<__half, 4>(static_cast<const __half*>(input.data) + offset, input.aligned, valid));
+      take(load_raw<__half, 4>(static_cast<const __half*>(input.data) + offset, kAligned || input.aligned,
+                               valid));
     }
   }
   return four;

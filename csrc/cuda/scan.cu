@@ -4,11 +4,11 @@
 namespace dualscale {
 namespace {
 
-template <bool kAllCodes, int kStates, int kSplit, int kBlocks>
+template <bool kAllCodes, bool kFast, int kStates, int kSplit, int kBlocks>
 void launch(const ScanArguments& a, cudaStream_t stream) {
   constexpr int64_t kChannels = kScanThreads / kSplit;
   const int64_t blocks = a.in.batch * ceil_div(a.in.channels, kChannels);
-  scan<kAllCodes, kStates, kSplit, kBlocks>
+  scan<kAllCodes, kFast, kStates, kSplit, kBlocks>
       <<<grid_of("selective_scan", blocks), kScanThreads, 0, stream>>>(a);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
@@ -32,35 +32,35 @@ int states_per_thread(const ScanArguments& a, int device) {
   return best;
 }
 
-template <bool kAllCodes>
-void launch_sixteen(const ScanArguments& a, int device, cudaStream_t stream) {
-  switch (states_per_thread(a, device)) {
+template <bool kAllCodes, bool kFast>
+void launch_sixteen(const ScanArguments& a, int states, cudaStream_t stream) {
+  switch (states) {
     case 2:
-      return launch<kAllCodes, 2, 8, 6>(a, stream);
+      return launch<kAllCodes, kFast, 2, 8, 5>(a, stream);
     case 4:
-      return launch<kAllCodes, 4, 4, 5>(a, stream);
+      return launch<kAllCodes, kFast, 4, 4, 5>(a, stream);
     default:
-      return launch<kAllCodes, 8, 2, kAllCodes ? 5 : 4>(a, stream);
+      return launch<kAllCodes, kFast, 8, 2, kFast ? 5 : kAllCodes ? 4 : 3>(a, stream);
   }
 }
 
 void launch_any(const ScanArguments& a, cudaStream_t stream) {
   if (a.in.states <= 4) {
-    return launch<false, 4, 1, 3>(a, stream);
+    return launch<false, false, 4, 1, 3>(a, stream);
   }
   if (a.in.states <= 8) {
-    return launch<false, 8, 1, 3>(a, stream);
+    return launch<false, false, 8, 1, 2>(a, stream);
   }
   if (a.in.states <= 32) {
-    return launch<false, 8, 4, 4>(a, stream);
+    return launch<false, false, 8, 4, 4>(a, stream);
   }
   if (a.in.states <= 64) {
-    return launch<false, 8, 8, 4>(a, stream);
+    return launch<false, false, 8, 8, 4>(a, stream);
   }
   if (a.in.states <= 128) {
-    return launch<false, 8, 16, 4>(a, stream);
+    return launch<false, false, 8, 16, 4>(a, stream);
   }
-  launch<false, 8, 32, 4>(a, stream);
+  launch<false, false, 8, 32, 4>(a, stream);
 }
 
 std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor& u_code, const Tensor& delta,
@@ -87,10 +87,17 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
   const bool all_codes = u_code && delta_code && B_code && C_code && (!z || z_code);
   if (a.in.states <= 8 || a.in.states > 16) {
     launch_any(a, device.stream);
-  } else if (all_codes) {
-    launch_sixteen<true>(a, u.get_device_index(), device.stream);
+    return {y, last};
+  }
+  const int states = states_per_thread(a, u.get_device_index());
+  const bool fast = a.in.states == 16 && a.in.channels % (8 * states) == 0 && a.in.u.aligned &&
+                    a.in.delta.aligned && a.in.B.aligned && a.in.C.aligned && a.in.z.aligned;
+  if (!all_codes) {
+    launch_sixteen<false, false>(a, states, device.stream);
+  } else if (fast) {
+    launch_sixteen<true, true>(a, states, device.stream);
   } else {
-    launch_sixteen<false>(a, u.get_device_index(), device.stream);
+    launch_sixteen<true, false>(a, states, device.stream);
   }
   return {y, last};
 }

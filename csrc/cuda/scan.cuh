@@ -22,7 +22,8 @@ struct ScanArguments {
   Kind result;
 };
 
-template <bool kAllCodes, int kStates, int kSplit>
+// kFast: every input aligned and the channels a multiple of the block's, so that vectors are always whole.
+template <bool kAllCodes, bool kFast, int kStates, int kSplit>
 struct ScanBlock {
   static constexpr int kChannels = kScanThreads / kSplit;
   static constexpr int kPadded = kStates * kSplit;
@@ -53,7 +54,7 @@ struct ScanBlock {
   int64_t batch, first_channel;
   int group, row,
       valid;  // this thread's four channels, its first row of a tile, how many of the channels exist
-  Piece u[kItems], delta[kItems], z[kItems], gate[kItems];
+  Piece u[kItems], delta[kItems], z[kItems];
   Piece next_B, next_C;
   float skipped[kItems][4];  // D * u
 
@@ -64,6 +65,7 @@ struct ScanBlock {
     group = threadIdx.x % kGroups;
     row = threadIdx.x / kGroups;
     valid = static_cast<int>(min(max(a.in.channels - first_channel - 4 * group, int64_t{0}), int64_t{4}));
+    valid = kFast ? 4 : valid;
     for (int i = threadIdx.x; i < kChannels; i += kScanThreads) {
       const int64_t channel = min(first_channel + i, a.in.channels - 1);
       const CodeView& code = a.in.u.code;
@@ -88,47 +90,71 @@ struct ScanBlock {
     }
   }
 
+  // kWhole: the caller knows that all rows of the tile exist.
+  template <bool kWhole>
   __device__ __forceinline__ bool exists(int64_t start, int i) const {
-    return row + i * kPass < kTile && start + row + i * kPass < a.in.length && valid > 0;
+    if constexpr (kWhole && kFast && kTile % kPass == 0) {
+      return true;
+    }
+    return row + i * kPass < kTile && start + row + i * kPass < a.in.length && (kFast || valid > 0);
   }
 
-  __device__ __forceinline__ Piece piece(const Input& input, int64_t t) const {
-    return load_four<kAllCodes>(
-        input, batch * input.batch_stride + t * input.row_stride + first_channel + 4 * group, valid);
+  // Offset of this thread's channels in its first row of a tile.
+  __device__ __forceinline__ int64_t start_of(const Input& input, int64_t start) const {
+    return batch * input.batch_stride + (start + row) * input.row_stride + first_channel + 4 * group;
   }
 
-  // Starts the loads of a tile.
-  __device__ __forceinline__ void fetch(int64_t start) {
+  // Starts the loads of z, which only the end of the tile needs.
+  template <bool kWhole>
+  __device__ __forceinline__ void fetch_gate(int64_t start) {
+    if (a.in.z.data == nullptr) {
+      return;
+    }
+    const int64_t at = start_of(a.in.z, start);
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
-      if (exists(start, i)) {
-        const int64_t t = start + row + i * kPass;
-        u[i] = piece(a.in.u, t);
-        delta[i] = piece(a.in.delta, t);
-        if (a.in.z.data != nullptr) {
-          z[i] = piece(a.in.z, t);
-        }
+      if (exists<kWhole>(start, i)) {
+        z[i] = load_four<kAllCodes, kFast>(a.in.z, at + i * kPass * a.in.z.row_stride, valid);
+      }
+    }
+  }
+
+  // Starts the other loads of a tile.
+  template <bool kWhole>
+  __device__ __forceinline__ void fetch(int64_t start) {
+    const int64_t u_at = start_of(a.in.u, start), delta_at = start_of(a.in.delta, start);
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      if (exists<kWhole>(start, i)) {
+        u[i] = load_four<kAllCodes, kFast>(a.in.u, u_at + i * kPass * a.in.u.row_stride, valid);
+        delta[i] =
+            load_four<kAllCodes, kFast>(a.in.delta, delta_at + i * kPass * a.in.delta.row_stride, valid);
       }
     }
     if constexpr (kFetchStates) {
-      next_B = state_piece(a.in.B, start, 0);
-      next_C = state_piece(a.in.C, start, 0);
+      next_B = state_piece<kWhole>(a.in.B, start, 0);
+      next_C = state_piece<kWhole>(a.in.C, start, 0);
     }
   }
 
   // How many of this thread's four states of B or C exist.
+  template <bool kWhole>
   __device__ __forceinline__ int present_states(int64_t start, int i) const {
+    if constexpr (kWhole && kFast && kTile % kStatePass == 0) {
+      return 4;
+    }
     const int r = threadIdx.x / kStateGroups + i * kStatePass;
     const int column = threadIdx.x % kStateGroups * 4;
     return r < kTile && start + r < a.in.length ? min(max(a.in.states - column, 0), 4) : 0;
   }
 
+  template <bool kWhole>
   __device__ __forceinline__ Piece state_piece(const Input& input, int64_t start, int i) const {
-    const int present = present_states(start, i);
+    const int present = present_states<kWhole>(start, i);
     const int r = threadIdx.x / kStateGroups + i * kStatePass;
     const int column = threadIdx.x % kStateGroups * 4;
     const int64_t offset = batch * input.batch_stride + (start + r) * input.row_stride + column;
-    return present > 0 ? load_four<kAllCodes>(input, offset, present) : Piece{};
+    return present > 0 ? load_four<kAllCodes, kFast>(input, offset, present) : Piece{};
   }
 
   __device__ __forceinline__ void decode_u(const Piece& raw, float (&x)[4]) const {
@@ -137,26 +163,30 @@ struct ScanBlock {
     if (code.rows == nullptr) {
       return;
     }
+    if (code.is_table) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if (code.is_table) {
+      for (int j = 0; j < 4; ++j) {
         const int64_t channel = min(first_channel + 4 * group + j, a.in.channels - 1);
         const int level = static_cast<int>(__float_as_uint(x[j]) & 0xffu);  // the mantissa holds 128 + q
         x[j] = __ldg(code.rows + (code.per_channel ? channel * kTableWidth : 0) + level);
-      } else {
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
         x[j] = s.u_code[4 * group + j].value(x[j]);
       }
     }
   }
 
   // Decodes u and delta into shared memory and keeps what the end of the tile needs.
+  template <bool kWhole>
   __device__ __forceinline__ void prepare(int64_t start) {
     const bool coded = kAllCodes || a.in.delta.code.rows != nullptr;
     const Scaled code = s.delta_code;
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       float2 pair[4] = {};
-      if (exists(start, i)) {
+      if (exists<kWhole>(start, i)) {
         float x[4], value[4];
         decode_u(u[i], value);
         biased_or_value(delta[i], a.in.delta.kind, x);
@@ -167,7 +197,6 @@ struct ScanBlock {
           pair[j].y = pair[j].x * value[j];
           skipped[i][j] = s.skip[4 * group + j] * value[j];
         }
-        gate[i] = z[i];
       }
       if (row + i * kPass < kTile) {
         auto* to = reinterpret_cast<float4*>(&s.step[row + i * kPass][4 * group]);
@@ -175,11 +204,12 @@ struct ScanBlock {
         to[1] = make_float4(pair[2].x, pair[2].y, pair[3].x, pair[3].y);
       }
     }
-    prepare_states(a.in.B, s.B_code, next_B, start, s.B);
-    prepare_states(a.in.C, s.C_code, next_C, start, s.C);
+    prepare_states<kWhole>(a.in.B, s.B_code, next_B, start, s.B);
+    prepare_states<kWhole>(a.in.C, s.C_code, next_C, start, s.C);
   }
 
   // Decodes B or C; rows past the end and states that only pad are zero.
+  template <bool kWhole>
   __device__ __forceinline__ void prepare_states(const Input& input, const Scaled& code, const Piece& fetched,
                                                  int64_t start, float (&to)[kTile][kPadded]) const {
     const bool coded = kAllCodes || input.code.rows != nullptr;
@@ -187,9 +217,9 @@ struct ScanBlock {
 #pragma unroll
     for (int i = 0; i < kStateItems; ++i) {
       const int r = threadIdx.x / kStateGroups + i * kStatePass;
-      const int present = present_states(start, i);
+      const int present = present_states<kWhole>(start, i);
       float x[4];
-      biased_or_value(kFetchStates ? fetched : state_piece(input, start, i), input.kind, x);
+      biased_or_value(kFetchStates ? fetched : state_piece<kWhole>(input, start, i), input.kind, x);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         x[j] = j >= present ? 0.0f : coded ? code.value(x[j]) : x[j];
@@ -248,12 +278,13 @@ struct ScanBlock {
   }
 
   // Sums the parts of each channel, adds D u, gates with SiLU(z) and stores.
+  template <bool kWhole>
   __device__ __forceinline__ void finish(int64_t start) const {
     const bool coded = kAllCodes || a.in.z.code.rows != nullptr;
     const Scaled code = s.z_code;
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
-      if (!exists(start, i)) {
+      if (!exists<kWhole>(start, i)) {
         continue;
       }
       const int r = row + i * kPass;
@@ -271,21 +302,21 @@ struct ScanBlock {
         y[3] += four.w;
       }
       if (a.in.z.data != nullptr) {
-        biased_or_value(gate[i], a.in.z.kind, x);
+        biased_or_value(z[i], a.in.z.kind, x);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           y[j] *= silu(coded ? code.value(x[j]) : x[j]);
         }
       }
       const int64_t offset = (batch * a.in.length + start + r) * a.in.channels + first_channel + 4 * group;
-      store_four(a.y, a.result, offset, y, a.in.channels % 4 == 0, valid);
+      store_four(a.y, a.result, offset, y, kFast || a.in.channels % 4 == 0, valid);
     }
   }
 };
 
-template <bool kAllCodes, int kStates, int kSplit, int kBlocks>
+template <bool kAllCodes, bool kFast, int kStates, int kSplit, int kBlocks>
 __global__ void __launch_bounds__(kScanThreads, kBlocks) scan(const __grid_constant__ ScanArguments a) {
-  using Block = ScanBlock<kAllCodes, kStates, kSplit>;
+  using Block = ScanBlock<kAllCodes, kFast, kStates, kSplit>;
   __shared__ __align__(16) typename Block::Shared shared;
   Block block(a, shared);
   const int64_t channel = block.first_channel + threadIdx.x % Block::kChannels;
@@ -298,14 +329,26 @@ __global__ void __launch_bounds__(kScanThreads, kBlocks) scan(const __grid_const
     A[n] = n < present ? kLog2e * a.in.A[channel * a.in.states + first_state + n] : 0.0f;
     h[n] = n < present && a.initial ? a.initial[state + n] : 0.0f;
   }
-  block.fetch(0);
-  for (int64_t start = 0; start < a.in.length; start += Block::kTile) {
-    block.prepare(start);
+  constexpr int64_t kTile = Block::kTile;
+  block.template fetch<false>(0);
+  for (int64_t start = 0; start < a.in.length; start += kTile) {
+    const bool whole = start + kTile <= a.in.length;
+    if (whole) {
+      block.template prepare<true>(start);
+      block.template fetch_gate<true>(start);
+    } else {
+      block.template prepare<false>(start);
+      block.template fetch_gate<false>(start);
+    }
     __syncthreads();
-    block.fetch(start + Block::kTile);
+    if (start + 2 * kTile <= a.in.length) {
+      block.template fetch<true>(start + kTile);
+    } else {
+      block.template fetch<false>(start + kTile);
+    }
     block.recur(A, h);
     __syncthreads();
-    block.finish(start);
+    whole ? block.template finish<true>(start) : block.template finish<false>(start);
   }
 #pragma unroll
   for (int n = 0; n < kStates; ++n) {

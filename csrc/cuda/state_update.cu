@@ -5,6 +5,7 @@ namespace dualscale {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int64_t kMaxBatch = 65535;  // blocks along the second axis of a grid
 
 struct Token {
   SsmArguments in;
@@ -42,10 +43,10 @@ __device__ __forceinline__ void four_values(const Input& input, int64_t offset, 
 // kLanes threads share a channel; each takes four states at a time.
 template <int kLanes>
 __global__ void __launch_bounds__(kThreads) update(const __grid_constant__ Token a) {
-  const int64_t item = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kLanes;
+  const int64_t channel = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kLanes;
   const int lane = threadIdx.x % kLanes;
-  const int64_t batch = item / a.in.channels, channel = item % a.in.channels;
-  const bool exists = batch < a.in.batch;  // all threads take part in the sum below
+  const int64_t batch = blockIdx.y;
+  const bool exists = channel < a.in.channels;  // all threads take part in the sum below
   float sum = 0.0f, u = 0.0f;
   if (exists) {
     u = one_value(a.in.u, batch * a.in.u.batch_stride + channel, channel);
@@ -97,13 +98,18 @@ Tensor selective_state_update(const Tensor& state, const Tensor& u, const Option
   if (y.numel() == 0) {
     return y;
   }
+  if (a.in.batch > kMaxBatch) {
+    refuse({op, "u"}, "has a batch of " + std::to_string(a.in.batch), "at most " + std::to_string(kMaxBatch));
+  }
   const OnDevice device(u);
   a.state = static_cast<float*>(state.data_ptr());
   a.y = y.data_ptr();
   a.result = kind_of(y);
   a.state_aligned = a.in.states % 4 == 0 && is_aligned(state, 16) && is_aligned(A, 16);
   const auto run = [&](auto kernel, int lanes) {
-    kernel<<<grid_of(op, ceil_div(y.numel() * lanes, kThreads)), kThreads, 0, device.stream>>>(a);
+    const dim3 grid(grid_of(op, ceil_div(a.in.channels * lanes, kThreads)),
+                    static_cast<unsigned>(a.in.batch));
+    kernel<<<grid, kThreads, 0, device.stream>>>(a);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   };
   if (a.in.states <= 4) {
