@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import Container, OmegaConf
+from omegaconf import Container, ListConfig, OmegaConf
 
 
 def _choices(root: Container | None) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def _choices(root: Container | None) -> dict[str, Any]:
 def choice(group: str, *, _root_: Container) -> str:
     """Name of the file that was chosen in ``group``; of a list the names joined by a plus."""
     chosen = _choices(_root_).get(group)
-    if isinstance(chosen, (list, tuple)) or OmegaConf.is_list(chosen):
+    if isinstance(chosen, (list, tuple, ListConfig)):
         return "+".join(str(name) for name in chosen)
     return "none" if chosen in (None, "null") else str(chosen).replace("/", "-")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import netrc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from dualscale_mamba.errors import ConfigError
 
-MODES = ("offline", "online", "disabled")
+# From the most that can be had to the least.
+MODES = ("online", "offline", "disabled")
+INSTEAD = {
+    "online": "this run is logged offline, send it with `wandb sync`",
+    "offline": "this run is not logged there, result.json has it all",
+}
+# Offline nothing is far away: only a machine that is very busy takes long to start the client's service.
+OFFLINE_TIMEOUT = 120.0
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +42,7 @@ class WandbTracker:
     project: str = "dualscale_mamba"
     entity: str | None = None
     mode: str = "offline"
-    timeout: float = 15.0
+    timeout: float = 10.0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -49,30 +56,30 @@ class WandbTracker:
         try:
             yield WandbRun(run)
         except BaseException:
-            run.finish(exit_code=1)
+            _without_harm(lambda: run.finish(exit_code=1))
             raise
-        run.finish()
+        _without_harm(run.finish)
 
     def _start(self, folder: Path, config: DictConfig) -> Any:
+        """A run in the wanted mode, or in the next humbler one that works: a tracker must not stop a job."""
         import wandb
 
-        if self.mode != "online":
-            return self._init(folder, config, self.mode)
-        try:
-            if not _has_key():
-                raise wandb.errors.UsageError("no API key: run `wandb login` once")
-            return self._init(folder, config, "online")
-        except Exception as error:  # the client's errors and the network's share no base
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            logger.warning(
-                "W&B is not reachable (%s); this run is logged offline, send it with `wandb sync`", reason
-            )
-            wandb.teardown()
-            return self._init(folder, config, "offline")
+        for mode in MODES[MODES.index(self.mode) :]:
+            try:
+                if mode == "online" and not _has_key():
+                    raise wandb.errors.UsageError("no API key: run `wandb login` once")
+                return self._init(folder, config, mode)
+            except Exception as error:  # the client's errors and the network's share no base
+                if mode == "disabled":
+                    raise
+                logger.warning("W&B cannot start %s (%s); %s", mode, _first_line(error), INSTEAD[mode])
+                wandb.teardown()
+        raise AssertionError("the last mode returns or raises")
 
     def _init(self, folder: Path, config: DictConfig, mode: str) -> Any:
         import wandb
 
+        patience = self.timeout if mode == "online" else OFFLINE_TIMEOUT
         resolved = OmegaConf.to_container(config, resolve=True)
         assert isinstance(resolved, dict)
         tags = [str(tag) for tag in (config.arm, config.precision.get("name"), *config.tags) if tag]
@@ -87,8 +94,20 @@ class WandbTracker:
             dir=str(folder),
             mode=cast("Any", mode),
             reinit="finish_previous",
-            settings=wandb.Settings(init_timeout=self.timeout, silent=True, console="off", disable_git=True),
+            settings=wandb.Settings(init_timeout=patience, silent=True, console="off", disable_git=True),
         )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _without_harm(send: Callable[[], object]) -> None:
+    """What W&B cannot take is told and left: ``result.json`` has it."""
+    try:
+        send()
+    except Exception as error:  # the client's errors share no base
+        logger.warning("W&B has not taken everything of this run (%s)", _first_line(error))
 
 
 def _has_key() -> bool:
@@ -116,6 +135,9 @@ class WandbRun:
 
     def log(self, result: dict[str, Any], figure: Path | None) -> None:
         """See :class:`~dualscale_mamba.tracking.base.Tracked`: summary, table of sites, picture."""
+        _without_harm(lambda: self._send(result, figure))
+
+    def _send(self, result: dict[str, Any], figure: Path | None) -> None:
         import wandb
 
         summary = {name: metric["value"] for name, metric in result["metrics"].items()}

@@ -109,3 +109,21 @@ def test_json_tracker_writes_nothing_of_its_own(tmp_path: Path, config: DictConf
     with JsonTracker().tracking(tmp_path, config) as run:
         run.log(RESULT, None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_client_that_does_not_start_stops_nothing(
+    tmp_path: Path, config: DictConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    whole = wandb.init
+
+    def broken(**settings: Any) -> Any:
+        if settings["mode"] != "disabled":
+            raise wandb.errors.CommError("the service did not start")
+        return whole(**settings)
+
+    monkeypatch.setattr(wandb, "init", broken)
+    with WandbTracker().tracking(tmp_path, config) as run:
+        run.log(RESULT, None)
+    assert any("result.json has it all" in record.getMessage() for record in caplog.records)
