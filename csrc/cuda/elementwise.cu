@@ -7,11 +7,13 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kVector = 8;
-constexpr int kRowsPerThread = 4;
+constexpr int kRowsPerThread = 4;        // a turn
+constexpr int kTurnsPerChannelCode = 8;  // codes of a thread's own channels are worth more than one turn
 
 struct Shape {
   int64_t rows, channels, in_stride, vectors;
   bool in_aligned, out_aligned;
+  int turns;
 };
 
 // The codes of a thread's channels: one, or one a channel.
@@ -31,7 +33,7 @@ struct ChannelCodes {
 
 // In = int8 decodes, Out = int8 encodes. A table that all channels share is searched in shared memory.
 template <class Family, class In, class Out, int kCodes>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     transcode(const In* in, Out* out, const float* rows, Shape shape) {
   constexpr bool kTable = std::is_same_v<Family, Table>;
   constexpr int kWidth = kTable ? kTableWidth : kKneeWidth;
@@ -45,30 +47,33 @@ __global__ void __launch_bounds__(kThreads)
   }
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t channel = item % shape.vectors * kVector;
-  const int64_t first = item / shape.vectors * kRowsPerThread;
+  int64_t first = item / shape.vectors * kRowsPerThread * shape.turns;
   if (first >= shape.rows) {
     return;
   }
   const int valid = static_cast<int>(min(static_cast<int64_t>(kVector), shape.channels - channel));
   const ChannelCodes<Family, kCodes> codes(rows, kWidth, channel, shape.channels);
-  Raw<In, kVector> raw[kRowsPerThread];
+  const int64_t end = min(first + kRowsPerThread * shape.turns, shape.rows);
+  for (; first < end; first += kRowsPerThread) {
+    Raw<In, kVector> raw[kRowsPerThread];
 #pragma unroll
-  for (int r = 0; r < kRowsPerThread; ++r) {
-    if (first + r < shape.rows) {
-      raw[r] = load_raw<In, kVector>(in + (first + r) * shape.in_stride + channel, shape.in_aligned, valid);
-    }
-  }
-#pragma unroll
-  for (int r = 0; r < kRowsPerThread; ++r) {
-    if (first + r < shape.rows) {
-      float x[kVector];
-      unpack(raw[r], x);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) {
-        x[i] = std::is_same_v<Out, int8_t> ? codes[i].encode(x[i]) : codes[i].decode(x[i]);
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      if (first + r < end) {
+        raw[r] = load_raw<In, kVector>(in + (first + r) * shape.in_stride + channel, shape.in_aligned, valid);
       }
-      store_raw(out + (first + r) * shape.channels + channel, pack<Out, kVector>(x), shape.out_aligned,
-                valid);
+    }
+#pragma unroll
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      if (first + r < end) {
+        float x[kVector];
+        unpack(raw[r], x);
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) {
+          x[i] = std::is_same_v<Out, int8_t> ? codes[i].encode(x[i]) : codes[i].decode(x[i]);
+        }
+        store_raw(out + (first + r) * shape.channels + channel, pack<Out, kVector>(x), shape.out_aligned,
+                  valid);
+      }
     }
   }
 }
@@ -81,9 +86,9 @@ void launch(const char* op, const Tensor& input, const Tensor& code, Tensor& out
   const OnDevice device(input);
   const Rows rows = rows_of(input);
   const bool per_channel = code.size(0) > 1;
-  Shape shape{rows.count, rows.channels, rows.stride, 0, false, false};
+  Shape shape{rows.count, rows.channels, rows.stride};
   if (!per_channel && (rows.count == 1 || rows.stride == rows.channels)) {  // one long row: no ragged ends
-    shape = {1, rows.count * rows.channels, rows.count * rows.channels, 0, false, false};
+    shape = {1, rows.count * rows.channels, rows.count * rows.channels};
   }
   // Long single rows are folded, so that a thread still has several vectors in flight.
   const int64_t folded = kVector * kRowsPerThread * kThreads;
@@ -97,7 +102,8 @@ void launch(const char* op, const Tensor& input, const Tensor& code, Tensor& out
   shape.in_aligned = start % Raw<In, kVector>::kAlignment == 0 &&
                      (shape.rows == 1 || shape.in_stride * sizeof(In) % Raw<In, kVector>::kAlignment == 0);
   shape.out_aligned = shape.rows == 1 || shape.channels * sizeof(Out) % Raw<Out, kVector>::kAlignment == 0;
-  const int64_t items = shape.vectors * ceil_div(shape.rows, kRowsPerThread);
+  shape.turns = per_channel ? kTurnsPerChannelCode : 1;
+  const int64_t items = shape.vectors * ceil_div(shape.rows, kRowsPerThread * shape.turns);
   const unsigned grid = grid_of(op, ceil_div(items, kThreads));
   const auto* in = static_cast<const In*>(rows.tensor.data_ptr());
   auto* out = static_cast<Out*>(output.data_ptr());

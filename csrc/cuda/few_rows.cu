@@ -10,6 +10,9 @@ constexpr int kThreads = 128;
 constexpr int kColumns = 4;
 constexpr int kDepth = 16;
 
+// The sum of a value over the warp, in every lane.
+__device__ __forceinline__ int add_lanes(int value) { return __reduce_add_sync(0xffffffffu, value); }
+
 template <int kRows, bool kKnee>
 __global__ void __launch_bounds__(kThreads, 1)
     dot(const __grid_constant__ Product p, const __grid_constant__ Epilogue e) {
@@ -48,24 +51,24 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   }
+  // Every lane finishes one of the results, so that their parameters are fetched together.
+  int my_sum = 0, my_excess = 0;
 #pragma unroll
   for (int m = 0; m < kRows; ++m) {
-    float y[4];
 #pragma unroll
     for (int n = 0; n < kColumns; ++n) {
-      sum[m][n] = __reduce_add_sync(0xffffffffu, sum[m][n]);
+      const int total = add_lanes(sum[m][n]);
+      my_sum = lane == m * kColumns + n ? total : my_sum;
       if constexpr (kKnee) {
-        excess[m][n] = __reduce_add_sync(0xffffffffu, excess[m][n]);
+        const int beyond = add_lanes(excess[m][n]);
+        my_excess = lane == m * kColumns + n ? beyond : my_excess;
       }
     }
-    if (lane == m % 32 && first_row + m < p.rows) {
-#pragma unroll
-      for (int n = 0; n < kColumns; ++n) {
-        y[n] = Column(e, column + n).value(e, sum[m][n], excess[m][n], first_row + m);
-      }
-      const int valid = static_cast<int>(min(e.columns - column, int64_t{kColumns}));
-      store_four(e.y, e.kind, (first_row + m) * e.columns + column, y, e.columns % kColumns == 0, valid);
-    }
+  }
+  const int64_t row = first_row + lane / kColumns, mine = column + lane % kColumns;
+  if (lane < kRows * kColumns && row < p.rows && mine < e.columns) {
+    const float y[4] = {Column(e, mine).value(e, my_sum, my_excess, row)};
+    store_four(e.y, e.kind, row * e.columns + mine, y, false, 1);
   }
 }
 

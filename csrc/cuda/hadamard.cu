@@ -36,19 +36,19 @@ __device__ __forceinline__ void butterflies(float (&v)[R], int levels) {
 
 // log2(R) levels from the one whose partners are 2^log2_stride apart.
 template <int R>
-__device__ __forceinline__ void strided_pass(float* row, int64_t channels, int log2_stride) {
-  for (int64_t q = threadIdx.x; q < channels / R; q += blockDim.x) {
-    const int64_t low = q & ((int64_t{1} << log2_stride) - 1);
-    const int64_t first = ((q >> log2_stride) * R << log2_stride) + low;
+__device__ __forceinline__ void strided_pass(float* row, int channels, int log2_stride) {
+  for (int q = threadIdx.x; q < channels / R; q += blockDim.x) {
+    const int low = q & ((1 << log2_stride) - 1);
+    const int first = ((q >> log2_stride) * R << log2_stride) + low;
     float v[R];
 #pragma unroll
     for (int i = 0; i < R; ++i) {
-      v[i] = row[slot(first + (static_cast<int64_t>(i) << log2_stride))];
+      v[i] = row[slot(first + (i << log2_stride))];
     }
     butterflies(v, 3);
 #pragma unroll
     for (int i = 0; i < R; ++i) {
-      row[slot(first + (static_cast<int64_t>(i) << log2_stride))] = v[i];
+      row[slot(first + (i << log2_stride))] = v[i];
     }
   }
   __syncthreads();
@@ -56,12 +56,12 @@ __device__ __forceinline__ void strided_pass(float* row, int64_t channels, int l
 
 // Loads the row and does the first three levels (fewer if the segments are shorter).
 __device__ __forceinline__ void load_row(const Hadamard& a, float* row, int64_t index) {
-  const int64_t channels = a.result.channels;
-  for (int64_t c = 8 * threadIdx.x; c < channels; c += 8 * blockDim.x) {
+  const int channels = a.result.channels;
+  for (int c = 8 * threadIdx.x; c < channels; c += 8 * blockDim.x) {
     float v[8];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int valid = static_cast<int>(min(channels - c - 4 * half, int64_t{4}));
+      const int valid = min(channels - c - 4 * half, 4);
       float x[4] = {};
       if (valid > 0) {
         const int64_t offset = index * a.x.row_stride + c + 4 * half;
@@ -83,11 +83,11 @@ __device__ __forceinline__ void load_row(const Hadamard& a, float* row, int64_t 
 template <int M>
 __device__ __forceinline__ void mix_segments(float* row, const float (&base)[M * M], int log2_segment,
                                              float scale) {
-  for (int64_t column = threadIdx.x; column < int64_t{1} << log2_segment; column += blockDim.x) {
+  for (int column = threadIdx.x; column < 1 << log2_segment; column += blockDim.x) {
     float x[M];
 #pragma unroll
     for (int j = 0; j < M; ++j) {
-      x[j] = scale * row[slot((static_cast<int64_t>(j) << log2_segment) + column)];
+      x[j] = scale * row[slot((j << log2_segment) + column)];
     }
 #pragma unroll 2
     for (int i = 0; i < M; ++i) {
@@ -96,7 +96,7 @@ __device__ __forceinline__ void mix_segments(float* row, const float (&base)[M *
       for (int j = 0; j < M; ++j) {
         y = fmaf(base[i * M + j], x[j], y);
       }
-      row[slot((static_cast<int64_t>(i) << log2_segment) + column)] = y;
+      row[slot((i << log2_segment) + column)] = y;
     }
   }
   __syncthreads();

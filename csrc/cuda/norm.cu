@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) rms_norm(const __grid_constant
   extern __shared__ __align__(16) float row[];
   const int64_t index = blockIdx.x;
   float squares = 0.0f;
-  for_each_four(a.result.channels, [&](int64_t c, int valid) {
+  for_each_four(a.result.channels, [&](int c, int valid) {
     float x[4], add[4] = {};
     load_values(a.x, index * a.x.row_stride + c, valid, x);
     if (a.residual.data != nullptr) {
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) rms_norm(const __grid_constant
   });
   squares = reduce_block(squares, [](float p, float q) { return p + q; });
   const float inverse = rsqrtf(squares / static_cast<float>(a.result.channels) + a.eps);
-  for_each_four(a.result.channels, [&](int64_t c, int valid) {
+  for_each_four(a.result.channels, [&](int c, int valid) {
     for (int j = 0; j < valid; ++j) {
       row[slot(c) + j] *= inverse * a.weight[c + j];
     }

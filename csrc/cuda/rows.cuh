@@ -10,7 +10,7 @@ constexpr int kMaxRowThreads = 512;
 
 // Where channel c of the row lies. Every 64 channels 8 words are left out, so that the strided passes of the
 // Hadamard transform meet different banks; vectors of four stay together and aligned.
-__device__ __forceinline__ int64_t slot(int64_t c) { return c + ((c >> 6) << 3); }
+__device__ __forceinline__ int slot(int c) { return c + ((c >> 6) << 3); }
 
 inline size_t row_bytes(int64_t channels) { return (channels + (channels / 64 + 1) * 8) * sizeof(float); }
 
@@ -20,13 +20,13 @@ struct RowResult {
   Kind kind;
   void* y;
   float* row_scale;
-  int64_t channels;
+  int channels;  // a row fits shared memory, so it fits an int
   bool aligned;
 };
 
 inline RowResult row_result(const OptionalTensor& code, bool per_token, const Tensor& y,
                             const Tensor& row_scale) {
-  const int64_t channels = y.size(y.dim() - 1);
+  const int channels = static_cast<int>(y.size(y.dim() - 1));
   return {
       view_of(code), per_token,        kind_of(y), y.data_ptr(), static_cast<float*>(row_scale.data_ptr()),
       channels,      channels % 4 == 0};
@@ -73,10 +73,10 @@ __device__ __forceinline__ float reduce_block(float value, Combine combine) {
 }
 
 template <class F>
-__device__ __forceinline__ void for_each_four(int64_t channels, F&& f) {
+__device__ __forceinline__ void for_each_four(int channels, F&& f) {
 #pragma unroll 2
-  for (int64_t c = 4 * threadIdx.x; c < channels; c += 4 * blockDim.x) {
-    f(c, static_cast<int>(min(channels - c, int64_t{4})));
+  for (int c = 4 * threadIdx.x; c < channels; c += 4 * blockDim.x) {
+    f(c, min(channels - c, 4));
   }
 }
 
@@ -94,7 +94,7 @@ __device__ __forceinline__ void write_row(const RowResult& r, const float* row, 
   float scale = 1.0f;
   if (r.per_token) {
     float largest = 0.0f;
-    for_each_four(r.channels, [&](int64_t c, int valid) {
+    for_each_four(r.channels, [&](int c, int valid) {
       for (int j = 0; j < valid; ++j) {
         largest = fmaxf(largest, fabsf(row[slot(c) + j]));
       }
@@ -105,7 +105,7 @@ __device__ __forceinline__ void write_row(const RowResult& r, const float* row, 
       r.row_scale[index] = scale;
     }
   }
-  for_each_four(r.channels, [&](int64_t c, int valid) {
+  for_each_four(r.channels, [&](int c, int valid) {
     const float4 four = *reinterpret_cast<const float4*>(&row[slot(c)]);
     float x[4] = {four.x, four.y, four.z, four.w};
     if (r.per_token) {

@@ -52,6 +52,7 @@ __global__ void __launch_bounds__(kThreads) update(const __grid_constant__ Token
     u = one_value(a.in.u, batch * a.in.u.batch_stride + channel, channel);
     const float bias = a.in.delta_bias ? a.in.delta_bias[channel] : 0.0f;
     const float delta = softplus(one_value(a.in.delta, batch * a.in.delta.batch_stride + channel, 0) + bias);
+#pragma unroll 4
     for (int n = 4 * lane; n < a.in.states; n += 4 * kLanes) {
       const int present = min(a.in.states - n, 4);
       float* at = a.state + (batch * a.in.channels + channel) * a.in.states + n;
@@ -112,7 +113,9 @@ Tensor selective_state_update(const Tensor& state, const Tensor& u, const Option
     kernel<<<grid, kThreads, 0, device.stream>>>(a);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   };
-  if (a.in.states <= 4) {
+  // One thread a channel decodes its inputs once; a small batch needs more threads instead.
+  const bool many = y.numel() > int64_t{512} * multiprocessors(u.get_device_index());
+  if (a.in.states <= 4 || (a.in.states <= 16 && many)) {
     run(update<1>, 1);
   } else if (a.in.states <= 16) {
     run(update<4>, 4);
