@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,21 @@ def records(path: Path) -> Iterator[Any]:
             yield record
 
 
+def finished(path: Path, seconds: float = 30.0) -> list[Any]:
+    """Every record, once the last is there: the client's service goes on writing after ``finish`` returned."""
+    until = time.monotonic() + seconds
+    while True:
+        found = list(records(path))
+        if any(record.HasField("exit") for record in found) or time.monotonic() > until:
+            return found
+        time.sleep(0.1)
+
+
 def configs_and_summary(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The last configuration and summary that the run knew."""
     config: dict[str, Any] = {}
     summary: dict[str, Any] = {}
-    for record in records(path):
+    for record in finished(path):
         if record.HasField("run"):
             config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
         elif record.HasField("config"):

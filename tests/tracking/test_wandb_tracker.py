@@ -43,9 +43,9 @@ def logs(folder: Path) -> list[Path]:
 
 
 def run_record(folder: Path) -> Any:
-    from wandb_log import records
+    from wandb_log import finished
 
-    return next(record.run for record in records(logs(folder)[0]) if record.HasField("run"))
+    return next(record.run for record in finished(logs(folder)[0]) if record.HasField("run"))
 
 
 def test_offline_run_has_group_tags_and_type(tmp_path: Path, config: DictConfig) -> None:
@@ -58,7 +58,7 @@ def test_offline_run_has_group_tags_and_type(tmp_path: Path, config: DictConfig)
 
 
 def test_failed_run_is_finished_as_failed_and_disturbs_no_other(tmp_path: Path, config: DictConfig) -> None:
-    from wandb_log import records
+    from wandb_log import finished
 
     with pytest.raises(RuntimeError), WandbTracker().tracking(tmp_path / "first", config):
         raise RuntimeError("deliberate")
@@ -66,7 +66,7 @@ def test_failed_run_is_finished_as_failed_and_disturbs_no_other(tmp_path: Path, 
         run.log(RESULT, None)
     first, second = run_record(tmp_path / "first"), run_record(tmp_path / "second")
     assert first.run_id != second.run_id
-    codes = [r.exit.exit_code for r in records(logs(tmp_path / "first")[0]) if r.HasField("exit")]
+    codes = [r.exit.exit_code for r in finished(logs(tmp_path / "first")[0]) if r.HasField("exit")]
     assert codes == [1]
 
 
