@@ -37,7 +37,7 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def finished(path: Path, seconds: float = 30.0) -> list[Any]:
-    """Every record, once the last is there: the client's service goes on writing after ``finish`` returned."""
+    """Every record, once the last is there: the client's service still writes after ``finish``."""
     until = time.monotonic() + seconds
     while True:
         found = list(records(path))
