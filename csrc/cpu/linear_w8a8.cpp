@@ -22,7 +22,7 @@ namespace {
 constexpr int64_t kTile = 4;             // rows and columns of a register tile
 constexpr int64_t kColumns = 64;         // columns of a task
 constexpr int64_t kRows = 32;            // rows of a task
-constexpr int64_t kWork = 128 * 1024;    // products that pay for waking a thread
+constexpr int64_t kWork = 512 * 1024;    // products that pay for waking a thread
 constexpr int64_t kMaxInputs = 1 << 16;  // 255 * 128 * 65536 < 2^31
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)

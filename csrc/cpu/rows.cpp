@@ -40,7 +40,7 @@ void narrow(const float* in, Half* out, int64_t n) {
 
 void widen(const BFloat16* in, float* out, int64_t n) {
   const uint16_t* bits = reinterpret_cast<const uint16_t*>(in);
-#pragma omp simd
+#pragma omp simd simdlen(16)
   for (int64_t i = 0; i < n; ++i) {
     out[i] = float_of(static_cast<uint32_t>(bits[i]) << 16);
   }
@@ -48,7 +48,7 @@ void widen(const BFloat16* in, float* out, int64_t n) {
 
 void narrow(const float* in, BFloat16* out, int64_t n) {
   uint16_t* result = reinterpret_cast<uint16_t*>(out);
-#pragma omp simd
+#pragma omp simd simdlen(16)
   for (int64_t i = 0; i < n; ++i) {
     const uint32_t bits = bits_of(in[i]);
     const uint32_t nearest_even = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -62,14 +62,14 @@ void decode_row(const int8_t* in, const float* code, int64_t width, bool per_cha
                 float* out) {
   if (per_channel) {
     const float* rows = code + c * width;
-#pragma omp simd
+#pragma omp simd simdlen(16)
     for (int64_t i = 0; i < n; ++i) {
       out[i] = Family::load(rows + i * width).decode(static_cast<float>(in[i]));
     }
     return;
   }
   const Family family = Family::load(code);
-#pragma omp simd
+#pragma omp simd simdlen(16)
   for (int64_t i = 0; i < n; ++i) {
     out[i] = family.decode(static_cast<float>(in[i]));
   }
@@ -80,14 +80,14 @@ void encode_row(const float* in, const float* code, int64_t width, bool per_chan
                 int8_t* out) {
   if (per_channel) {
     const float* rows = code + c * width;
-#pragma omp simd
+#pragma omp simd simdlen(16)
     for (int64_t i = 0; i < n; ++i) {
       out[i] = static_cast<int8_t>(static_cast<int32_t>(Family::load(rows + i * width).encode(in[i])));
     }
     return;
   }
   const Family family = Family::load(code);
-#pragma omp simd
+#pragma omp simd simdlen(16)
   for (int64_t i = 0; i < n; ++i) {
     out[i] = static_cast<int8_t>(static_cast<int32_t>(family.encode(in[i])));
   }

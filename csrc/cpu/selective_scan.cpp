@@ -15,8 +15,9 @@
 namespace dualscale::cpu {
 namespace {
 
-constexpr int64_t kChannels = 64;  // of a task
-constexpr int64_t kTokens = 16;    // of a chunk
+constexpr int64_t kChannels = 256;    // of a task, at most: long runs of memory
+constexpr int64_t kFewChannels = 64;  // of a task, at least
+constexpr int64_t kTokens = 32;       // of a chunk
 constexpr int64_t kMaxState = 256;
 
 struct Inputs {
@@ -137,20 +138,29 @@ void recur(Chunk& chunk, int64_t tokens, int64_t lane, int64_t states, float (*s
   }
   for (int64_t t = 0; t < tokens; ++t) {
     const Vec step = load_vec(chunk.step[t] + lane), input = load_vec(chunk.input[t] + lane);
-    Vec even = load_vec(chunk.output[t] + lane), odd = {};
+    Vec sum = load_vec(chunk.output[t] + lane);
     const float *B = chunk.B + t * count, *C = chunk.C + t * count;
 #pragma GCC unroll 16
     for (int64_t n = 0; n < count; ++n) {
       const Vec decay = exp2_decay(step * load_vec(A2[n] + lane));
       h[n] = fma_of(decay, h[n], input * B[n]);
-      Vec& sum = n % 2 ? odd : even;  // two chains of additions instead of one
-      sum = fma_of(h[n], Vec{} + C[n], sum);
+      sum = fma_of(h[n], broadcast(C[n]), sum);
     }
-    store_vec(chunk.output[t] + lane, even + odd);
+    store_vec(chunk.output[t] + lane, sum);
   }
   for (int64_t n = 0; n < count; ++n) {
     store_vec(state[n] + lane, h[n]);
   }
+}
+
+// Channels of a task: as many as leave two tasks for each thread.
+int64_t task_width(int64_t batch, int64_t channels) {
+  const int64_t wanted = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
+  int64_t width = kChannels;
+  while (width > kFewChannels && batch * ((channels + width - 1) / width) < wanted) {
+    width /= 2;
+  }
+  return width;
 }
 
 std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor& u_code, const Tensor& delta,
@@ -180,7 +190,7 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
   const int64_t u_batch = u.stride(0), u_token = u.stride(1), d_batch = delta.stride(0),
                 d_token = delta.stride(1);
   const int64_t B_batch = B.stride(0), B_token = B.stride(1), C_batch = C.stride(0), C_token = C.stride(1);
-  const int64_t blocks = (channels + kChannels - 1) / kChannels;
+  const int64_t width = task_width(batch, channels), blocks = (channels + width - 1) / width;
 
   torch::stable::parallel_for(0, batch * blocks, 1, [&](int64_t begin, int64_t end) {
     const auto chunk = std::make_unique<Chunk>();
@@ -188,7 +198,7 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
     float (*const state)[kChannels] = buffer.get();
     float (*const A2)[kChannels] = buffer.get() + states;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t b = task / blocks, c = task % blocks * kChannels, n = std::min(kChannels, channels - c);
+      const int64_t b = task / blocks, c = task % blocks * width, n = std::min(width, channels - c);
       for (int64_t i = 0; i < n; ++i) {
         for (int64_t s = 0; s < states; ++s) {
           A2[s][i] = decay[(c + i) * states + s] * kLog2E;
@@ -280,13 +290,14 @@ Tensor selective_state_update(Tensor state, const Tensor& u, const OptionalTenso
   const int64_t s_batch = state.stride(0), s_channel = state.stride(1), z_batch = z ? z->stride(0) : 0;
   const int64_t u_batch = u.stride(0), d_batch = delta.stride(0), B_batch = B.stride(0),
                 C_batch = C.stride(0);
-  const int64_t blocks = (channels + kChannels - 1) / kChannels;
+  const int64_t blocks = (channels + kFewChannels - 1) / kFewChannels;
 
   torch::stable::parallel_for(0, batch * blocks, 16, [&](int64_t begin, int64_t end) {
     alignas(64) float step[kChannels], input[kChannels], result[kChannels], gate[kChannels];
     alignas(64) float scratch_B[kMaxState], scratch_C[kMaxState];
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t b = task / blocks, c = task % blocks * kChannels, n = std::min(kChannels, channels - c);
+      const int64_t b = task / blocks, c = task % blocks * kFewChannels,
+                    n = std::min(kFewChannels, channels - c);
       reader.read(b * u_batch, b * d_batch, b * z_batch, c, n, step, input, result, gate);
       const float* row_B = source_B.read(b * B_batch, 0, states, scratch_B);
       const float* row_C = source_C.read(b * C_batch, 0, states, scratch_C);
