@@ -131,10 +131,8 @@ def selective_scan(
     if delta_bias is not None:
         step = step + delta_bias
     step = F.softplus(step)
-    if initial is None:
-        state = A.new_zeros(u.shape[0], *A.shape, dtype=torch.float32)
-    else:
-        state = initial.float()
+    zeros = A.new_zeros(u.shape[0], *A.shape, dtype=torch.float32)
+    state = zeros if initial is None else initial.float()
     outputs = []
     for t in range(u.shape[1]):
         state, y_t = _advance(state, value_u[:, t], step[:, t], A, b[:, t], c[:, t])
@@ -237,7 +235,7 @@ def linear_w8a8(
     scale = weight_scale
     total = rows
     if x_code is not None:
-        s, _, zero, knee_at, gain, _, _, _ = x_code.double().unbind(1)
+        _, _, zero, knee_at, gain, _, _, _ = x_code.double().unbind(1)
         total = rows - zero
         if knee:
             total = total + gain * (rows - knee_at).clamp_min(0.0)
