@@ -211,10 +211,11 @@ inline ConvParameters checked_parameters(const char* op, const Tensor& x, const 
   const int64_t channels = x.size(x.dim() - 1);
   check_channels({op, "x"}, x);
   check_activation({op, "x"}, x, x_code, Codes::kKneeOneRow, x);
-  check_parameter({op, "weight"}, weight, {channels, -1}, x);
+  check_dim({op, "weight"}, weight, 2);
   if (weight.size(1) < 2 || weight.size(1) > kMaxTaps) {
-    refuse({op, "weight"}, "has " + std::to_string(weight.size(1)) + " taps", "2 to 4");
+    refuse({op, "weight"}, "has " + std::to_string(weight.size(1)) + " taps", "2, 3 or 4");
   }
+  check_parameter({op, "weight"}, weight, {channels, weight.size(1)}, x);
   check_parameter({op, "bias"}, bias, {channels}, x);
   check_code({op, "code"}, code, channels, Codes::kAny, x);
   if (!code) {

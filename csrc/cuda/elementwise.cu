@@ -13,7 +13,6 @@ constexpr int kTurnsPerChannelCode = 8;  // codes of a thread's own channels are
 struct Shape {
   int64_t rows, channels, in_stride, vectors;
   bool in_aligned, out_aligned;
-  int turns;
 };
 
 // The codes of a thread's channels: one, or one a channel.
@@ -36,6 +35,7 @@ template <class Family, class In, class Out, int kCodes>
 __global__ void __launch_bounds__(kThreads, 1)
     transcode(const In* in, Out* out, const float* rows, Shape shape) {
   constexpr bool kTable = std::is_same_v<Family, Table>;
+  constexpr int kTurns = kCodes == 1 ? 1 : kTurnsPerChannelCode;
   constexpr int kWidth = kTable ? kTableWidth : kKneeWidth;
   __shared__ float table[kTable && kCodes == 1 ? kTableWidth : 1];
   if constexpr (kTable && kCodes == 1) {
@@ -47,14 +47,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t channel = item % shape.vectors * kVector;
-  int64_t first = item / shape.vectors * kRowsPerThread * shape.turns;
+  int64_t first = item / shape.vectors * kRowsPerThread * kTurns;
   if (first >= shape.rows) {
     return;
   }
   const int valid = static_cast<int>(min(static_cast<int64_t>(kVector), shape.channels - channel));
   const ChannelCodes<Family, kCodes> codes(rows, kWidth, channel, shape.channels);
-  const int64_t end = min(first + kRowsPerThread * shape.turns, shape.rows);
-  for (; first < end; first += kRowsPerThread) {
+  const int64_t end = min(first + kRowsPerThread * kTurns, shape.rows);
+#pragma unroll 1
+  for (int turn = 0; turn < kTurns; ++turn, first += kRowsPerThread) {
     Raw<In, kVector> raw[kRowsPerThread];
 #pragma unroll
     for (int r = 0; r < kRowsPerThread; ++r) {
@@ -102,8 +103,8 @@ void launch(const char* op, const Tensor& input, const Tensor& code, Tensor& out
   shape.in_aligned = start % Raw<In, kVector>::kAlignment == 0 &&
                      (shape.rows == 1 || shape.in_stride * sizeof(In) % Raw<In, kVector>::kAlignment == 0);
   shape.out_aligned = shape.rows == 1 || shape.channels * sizeof(Out) % Raw<Out, kVector>::kAlignment == 0;
-  shape.turns = per_channel ? kTurnsPerChannelCode : 1;
-  const int64_t items = shape.vectors * ceil_div(shape.rows, kRowsPerThread * shape.turns);
+  const int64_t items =
+      shape.vectors * ceil_div(shape.rows, kRowsPerThread * (per_channel ? kTurnsPerChannelCode : 1));
   const unsigned grid = grid_of(op, ceil_div(items, kThreads));
   const auto* in = static_cast<const In*>(rows.tensor.data_ptr());
   auto* out = static_cast<Out*>(output.data_ptr());
@@ -119,8 +120,9 @@ void launch(const char* op, const Tensor& input, const Tensor& code, Tensor& out
 }
 
 Tensor encode(const Tensor& x, const Tensor& code) {
-  check_floating({"encode", "x"}, x);
   check_channels({"encode", "x"}, x);
+  check_floating({"encode", "x"}, x);
+  check_last_stride({"encode", "x"}, x);
   check_code({"encode", "code"}, code, x.size(x.dim() - 1), Codes::kAny, x);
   Tensor codes = torch::stable::new_empty(x, x.sizes(), ScalarType::Char);
   dispatch_floating(x.scalar_type(), [&](auto type) {
@@ -130,8 +132,9 @@ Tensor encode(const Tensor& x, const Tensor& code) {
 }
 
 Tensor decode(const Tensor& codes, const Tensor& code, ScalarType dtype) {
-  check_type({"decode", "codes"}, codes, ScalarType::Char);
   check_channels({"decode", "codes"}, codes);
+  check_type({"decode", "codes"}, codes, ScalarType::Char);
+  check_last_stride({"decode", "codes"}, codes);
   check_result_type({"decode", "dtype"}, dtype);
   check_code({"decode", "code"}, code, codes.size(codes.dim() - 1), Codes::kAny, codes);
   Tensor values = torch::stable::new_empty(codes, codes.sizes(), dtype);

@@ -145,8 +145,9 @@ void dispatch_base(const Tensor& base, F&& f) {
 std::tuple<Tensor, Tensor> hadamard_quant(const Tensor& x, const Tensor& base, const OptionalTensor& code,
                                           bool per_token, ScalarType dtype) {
   const char* op = "hadamard_quant";
-  check_floating({op, "x"}, x);
   check_channels({op, "x"}, x);
+  check_floating({op, "x"}, x);
+  check_last_stride({op, "x"}, x);
   const int64_t channels = x.size(x.dim() - 1);
   check_dim({op, "base"}, base, 2);
   const int64_t m = base.size(0);
@@ -154,7 +155,7 @@ std::tuple<Tensor, Tensor> hadamard_quant(const Tensor& x, const Tensor& base, c
   const int64_t segment = m > 0 && channels % m == 0 ? channels / m : 0;
   if (segment == 0 || (segment & (segment - 1)) != 0) {
     refuse({op, "x"}, "has " + std::to_string(channels) + " channels",
-           std::to_string(m) + " (the order of base) times a power of two");
+           "the order of base (" + std::to_string(m) + ") times a power of two");
   }
   check_row_code(op, code, per_token, channels, dtype, x);
   const size_t bytes = row_bytes(channels);

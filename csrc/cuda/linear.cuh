@@ -27,7 +27,7 @@ struct KneeTerm {
   bool turned;
 
   static __device__ __forceinline__ KneeTerm of(const float* x_code) {
-    const float knee = fminf(fmaxf(Knee::load(x_code).knee, -256.0f), 256.0f);
+    const float knee = fminf(fmaxf(Knee::load(x_code).knee, -kCodeSpaceLimit), kCodeSpaceLimit);
     return {__float2int_rn(knee), knee < 0.0f};
   }
 
@@ -42,7 +42,8 @@ struct KneeTerm {
 // The parameters of one output column.
 struct Column {
   float scale, bias, gain;
-  int zero_sum, knee_sum;
+  int zero_sum;
+  int64_t knee_sum;
   bool turned;
   int64_t index;
 
@@ -62,7 +63,7 @@ struct Column {
       const KneeTerm term = KneeTerm::of(e.x_code);
       gain = code.gain;
       turned = term.turned;
-      knee_sum = term.knee * sum;
+      knee_sum = static_cast<int64_t>(term.knee) * sum;
     }
   }
 

@@ -73,14 +73,18 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
   const char* op = "selective_scan";
   ScanArguments a{checked_ssm(op, 3, u, u_code, delta, delta_code, A, B, B_code, C, C_code, D, z, z_code,
                               delta_bias, dtype)};
-  check_parameter({op, "initial"}, initial, {u.size(0), A.size(0), A.size(1)}, u);
+  OptionalTensor before;
+  if (initial) {
+    check_ssm_state({op, "initial"}, *initial, u, A);
+    before = initial->is_contiguous() ? *initial : torch::stable::contiguous(*initial);
+  }
   Tensor y = torch::stable::new_empty(u, u.sizes(), dtype);
   Tensor last = torch::stable::new_empty(A, {u.size(0), A.size(0), A.size(1)}, ScalarType::Float);
   if (last.numel() == 0) {
     return {y, last};
   }
   const OnDevice device(u);
-  a.initial = floats(initial);
+  a.initial = floats(before);
   a.last = static_cast<float*>(last.data_ptr());
   a.y = y.data_ptr();
   a.result = kind_of(y);

@@ -314,8 +314,18 @@ struct ScanBlock {
   }
 };
 
+// Before Hopper a multiprocessor has shared memory for four blocks at most, so more registers may be used.
+constexpr int resident_blocks(int wanted) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  return wanted < 4 ? wanted : 4;
+#else
+  return wanted;
+#endif
+}
+
 template <bool kAllCodes, bool kFast, int kStates, int kSplit, int kBlocks>
-__global__ void __launch_bounds__(kScanThreads, kBlocks) scan(const __grid_constant__ ScanArguments a) {
+__global__ void __launch_bounds__(kScanThreads, resident_blocks(kBlocks))
+    scan(const __grid_constant__ ScanArguments a) {
   using Block = ScanBlock<kAllCodes, kFast, kStates, kSplit>;
   __shared__ __align__(16) typename Block::Shared shared;
   Block block(a, shared);

@@ -43,25 +43,30 @@ inline SsmArguments checked_ssm(const char* op, int64_t dims, const Tensor& u, c
   check_dim({op, "u"}, u, dims);
   check_channels({op, "u"}, u);
   const int64_t channels = u.size(dims - 1);
-  check_parameter({op, "A"}, A, {channels, -1}, u);
+  check_activation({op, "u"}, u, u_code, Codes::kAny, u);
+  check_dim({op, "A"}, A, 2);
   const int64_t states = A.size(1);
+  check_parameter({op, "A"}, A, {channels, states}, u);
   if (states < 1 || states > kMaxStates) {
     refuse({op, "A"}, "has " + std::to_string(states) + " states", "1 to " + std::to_string(kMaxStates));
   }
-  check_same_shape({op, "delta"}, delta, u);
-  if (dims == 3) {
-    check_shape({op, "B"}, B, {u.size(0), u.size(1), states});
-  } else {
-    check_shape({op, "B"}, B, {u.size(0), states});
-  }
-  check_same_shape({op, "C"}, C, B);
-  check_activation({op, "u"}, u, u_code, Codes::kAny, u);
-  check_activation({op, "delta"}, delta, delta_code, Codes::kKneeOneRow, u);
-  check_activation({op, "B"}, B, B_code, Codes::kKneeOneRow, u);
-  check_activation({op, "C"}, C, C_code, Codes::kKneeOneRow, u);
+  const auto check = [&](const char* name, const Tensor& tensor, const OptionalTensor& code, int64_t size) {
+    if (dims == 3) {
+      check_shape({op, name}, tensor, {u.size(0), u.size(1), size});
+    } else {
+      check_shape({op, name}, tensor, {u.size(0), size});
+    }
+    check_activation({op, name}, tensor, code, Codes::kKneeOneRow, u);
+    if (code.has_value() != delta_code.has_value()) {
+      refuse({op, name}, code ? "is int8 but delta is not" : "is floating point but delta is int8",
+             "int8 for all of delta, B, C and z, or for none");
+    }
+  };
+  check("delta", delta, delta_code, channels);
+  check("B", B, B_code, states);
+  check("C", C, C_code, states);
   if (z) {
-    check_same_shape({op, "z"}, *z, u);
-    check_activation({op, "z"}, *z, z_code, Codes::kKneeOneRow, u);
+    check("z", *z, z_code, channels);
   }
   check_parameter({op, "D"}, D, {channels}, u);
   check_parameter({op, "delta_bias"}, delta_bias, {channels}, u);
@@ -78,6 +83,14 @@ inline SsmArguments checked_ssm(const char* op, int64_t dims, const Tensor& u, c
           dims == 3 ? u.size(1) : 1,
           channels,
           static_cast<int>(states)};
+}
+
+// The state before: any strides but the last.
+inline void check_ssm_state(const Argument& argument, const Tensor& state, const Tensor& u, const Tensor& A) {
+  check_type(argument, state, ScalarType::Float);
+  check_shape(argument, state, {u.size(0), A.size(0), A.size(1)});
+  check_same_device(argument, state, u);
+  check_last_stride(argument, state);
 }
 
 }  // namespace dualscale

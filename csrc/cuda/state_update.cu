@@ -10,6 +10,7 @@ constexpr int64_t kMaxBatch = 65535;  // blocks along the second axis of a grid
 struct Token {
   SsmArguments in;
   float* state;
+  int64_t batch_stride, channel_stride;  // of the state
   void* y;
   Kind result;
   bool state_aligned;
@@ -42,7 +43,7 @@ __device__ __forceinline__ void four_values(const Input& input, int64_t offset, 
 
 // kLanes threads share a channel; each takes four states at a time.
 template <int kLanes>
-__global__ void __launch_bounds__(kThreads) update(const __grid_constant__ Token a) {
+__global__ void __launch_bounds__(kThreads, 6) update(const __grid_constant__ Token a) {
   const int64_t channel = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kLanes;
   const int lane = threadIdx.x % kLanes;
   const int64_t batch = blockIdx.y;
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(kThreads) update(const __grid_constant__ Token
 #pragma unroll 4
     for (int n = 4 * lane; n < a.in.states; n += 4 * kLanes) {
       const int present = min(a.in.states - n, 4);
-      float* at = a.state + (batch * a.in.channels + channel) * a.in.states + n;
+      float* at = a.state + batch * a.batch_stride + channel * a.channel_stride + n;
       const float* A = a.in.A + channel * a.in.states + n;
       float B[4], C[4], h[4], rate[4];
       unpack(load_raw<float, 4>(at, a.state_aligned, present), h);
@@ -94,7 +95,7 @@ Tensor selective_state_update(const Tensor& state, const Tensor& u, const Option
   const char* op = "selective_state_update";
   Token a{checked_ssm(op, 2, u, u_code, delta, delta_code, A, B, B_code, C, C_code, D, z, z_code, delta_bias,
                       dtype)};
-  check_parameter({op, "state"}, state, {u.size(0), A.size(0), A.size(1)}, u);
+  check_ssm_state({op, "state"}, state, u, A);
   Tensor y = torch::stable::new_empty(u, u.sizes(), dtype);
   if (y.numel() == 0) {
     return y;
@@ -104,6 +105,8 @@ Tensor selective_state_update(const Tensor& state, const Tensor& u, const Option
   }
   const OnDevice device(u);
   a.state = static_cast<float*>(state.data_ptr());
+  a.batch_stride = state.stride(0);
+  a.channel_stride = state.stride(1);
   a.y = y.data_ptr();
   a.result = kind_of(y);
   a.state_aligned = a.in.states % 4 == 0 && is_aligned(state, 16) && is_aligned(A, 16);

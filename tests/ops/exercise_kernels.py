@@ -1,6 +1,6 @@
 """Run every operator of a device on small, odd shapes and compare with the reference.
 
-    python tests/ops/exercise_kernels.py [cuda|cpu]
+    python tests/ops/exercise_kernels.py [cuda|cpu] [family ...]
     compute-sanitizer --tool memcheck python tests/ops/exercise_kernels.py
 
 One process and few, small launches, so that it can run under a memory or race checker.
@@ -217,7 +217,8 @@ def clone(argument: object) -> object:
 
 def main() -> None:
     make = Inputs(sys.argv[1] if len(sys.argv) > 1 else "cuda")
-    for family in (elementwise, convolution, scan, rows, linear):
+    families = (elementwise, convolution, scan, rows, linear)
+    for family in [each for each in families if each.__name__ in sys.argv[2:] or not sys.argv[2:]]:
         count, worst, codes_apart = 0, 0.0, 0
         for name, function, arguments in family(make):
             results = []
