@@ -1,8 +1,8 @@
 """Inputs for the operators, their definition in fp64, and the bound that results must keep.
 
 The bound: the largest error against fp64 is at most twice that of the PyTorch reference on the same inputs,
-plus a floor of FLOOR[dtype] times the largest true value, which covers the last rounding where the reference
-is exact.
+plus a floor of FLOOR[dtype] times the largest true value: one rounding to fp16 or bf16, five fp32 units in the
+last place for a chain of operations on so few values that the reference may be exact by luck.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from dualscale_mamba.formats.base import knee_code, table_code
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-FLOOR = {torch.float32: 4e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}
+FLOOR = {torch.float32: 6e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
 
 def knee_rows(
