@@ -72,10 +72,8 @@ def causal_conv1d_encode(
     """encode(SiLU(causal depthwise conv(x) + bias)); see the schema for shapes."""
     width = weight.shape[1]
     value = _value(x, x_code)
-    if initial is None:
-        before = value.new_zeros(x.shape[0], width - 1, x.shape[2])
-    else:
-        before = _value(initial, x_code)
+    zeros = value.new_zeros(x.shape[0], width - 1, x.shape[2])
+    before = zeros if initial is None else _value(initial, x_code)
     value = torch.cat([before, value], dim=1).transpose(1, 2)
     y = F.conv1d(value, weight.float()[:, None], bias, groups=weight.shape[0])
     return _result(F.silu(y).transpose(1, 2).contiguous(), code, dtype)
