@@ -36,7 +36,7 @@ template <bool kAllCodes, bool kFast>
 void launch_sixteen(const ScanArguments& a, int states, cudaStream_t stream) {
   switch (states) {
     case 2:
-      return launch<kAllCodes, kFast, 2, 8, 5>(a, stream);
+      return launch<kAllCodes, kFast, 2, 8, kAllCodes ? 5 : 4>(a, stream);
     case 4:
       return launch<kAllCodes, kFast, 4, 4, 5>(a, stream);
     default:

@@ -314,10 +314,11 @@ struct ScanBlock {
   }
 };
 
-// Before Hopper a multiprocessor has shared memory for four blocks at most, so more registers may be used.
+// How many blocks a multiprocessor should hold, chosen on Hopper; elsewhere one fewer leaves the compiler,
+// which allocates registers differently there, enough of them.
 constexpr int resident_blocks(int wanted) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-  return wanted < 4 ? wanted : 4;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
+  return wanted - 1;
 #else
   return wanted;
 #endif

@@ -6,19 +6,21 @@
 
 namespace dualscale {
 
-// log(1 + e^x) = max(x, 0) + log1p(e^-|x|), the latter by a polynomial that is relatively exact to 3e-7 also
+// log(1 + e^x) = max(x, 0) + log1p(e^-|x|), the latter by a polynomial that is relatively exact to 1e-7 also
 // where the result is small; the logarithm instruction is only absolutely exact, and shares its unit with the
-// exponential.
+// exponential. The exponential is the accurate one: the state remembers errors of delta.
 __device__ __forceinline__ float softplus(float x) {
-  const float e = exp2_approx(-kLog2e * fabsf(x));
-  float p = -0.008539210073649883f;
-  p = fmaf(p, e, 0.04408963769674301f);
-  p = fmaf(p, e, -0.10768172144889832f);
-  p = fmaf(p, e, 0.17745241522789001f);
-  p = fmaf(p, e, -0.24495463073253632f);
-  p = fmaf(p, e, 0.33275479078292847f);
-  p = fmaf(p, e, -0.4999740421772003f);
-  p = fmaf(p, e, 0.9999998211860657f);
+  const float e = expf(-fabsf(x));
+  float p = -0.0032440258655697107f;
+  p = fmaf(p, e, 0.01985146477818489f);
+  p = fmaf(p, e, -0.05695953965187073f);
+  p = fmaf(p, e, 0.10603655129671097f);
+  p = fmaf(p, e, -0.15305593609809875f);
+  p = fmaf(p, e, 0.1967593878507614f);
+  p = fmaf(p, e, -0.24954134225845337f);
+  p = fmaf(p, e, 0.3332996368408203f);
+  p = fmaf(p, e, -0.4999990165233612f);
+  p = fmaf(p, e, 1.0f);
   return fmaf(p, e, fmaxf(x, 0.0f));
 }
 
