@@ -13,7 +13,9 @@ def _like(x: Tensor, code: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def _rows(x: Tensor, per_token: bool) -> Tensor:
-    return x.new_empty((x.numel() // x.shape[-1] if x.shape[-1] else 0) if per_token else 0, dtype=torch.float32)
+    return x.new_empty(
+        (x.numel() // x.shape[-1] if x.shape[-1] else 0) if per_token else 0, dtype=torch.float32
+    )
 
 
 def encode(x: Tensor, code: Tensor) -> Tensor:
