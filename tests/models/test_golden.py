@@ -22,9 +22,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "implementation"), CASES)
-def test_likelihoods_and_logits(shared: Path, name: str, implementation: str) -> None:
-    golden = load_file(shared / "checkpoints" / name / "golden.safetensors")
-    model = load_pretrained(str(shared / "checkpoints" / name)).model
+def test_likelihoods_and_logits(shared: Path, device: torch.device, name: str, implementation: str) -> None:
+    golden = load_file(shared / "checkpoints" / name / "golden.safetensors", device=str(device))
+    model = load_pretrained(str(shared / "checkpoints" / name), device=device).model
     with ops.implementation(implementation):
         logits = model(golden["input_ids"].long())
     nll = F.cross_entropy(logits.transpose(1, 2), golden["target_ids"].long(), reduction="none")
@@ -33,9 +33,9 @@ def test_likelihoods_and_logits(shared: Path, name: str, implementation: str) ->
 
 
 @pytest.mark.parametrize(("name", "implementation"), CASES[:2] + CASES[3:])
-def test_greedy_continuation(shared: Path, name: str, implementation: str) -> None:
-    golden = load_file(shared / "checkpoints" / name / "golden.safetensors")
-    model = load_pretrained(str(shared / "checkpoints" / name)).model
+def test_greedy_continuation(shared: Path, device: torch.device, name: str, implementation: str) -> None:
+    golden = load_file(shared / "checkpoints" / name / "golden.safetensors", device=str(device))
+    model = load_pretrained(str(shared / "checkpoints" / name), device=device).model
     expected = golden["greedy_continuation"].long()
     prompt = expected[:, :64]
     torch.testing.assert_close(prompt, golden["input_ids"][:, :64].long())
@@ -45,9 +45,9 @@ def test_greedy_continuation(shared: Path, name: str, implementation: str) -> No
 
 
 @pytest.mark.parametrize(("name", "implementation"), CASES[:2] + CASES[3:])
-def test_steps_equal_prefill(shared: Path, name: str, implementation: str) -> None:
-    golden = load_file(shared / "checkpoints" / name / "golden.safetensors")
-    model = load_pretrained(str(shared / "checkpoints" / name)).model
+def test_steps_equal_prefill(shared: Path, device: torch.device, name: str, implementation: str) -> None:
+    golden = load_file(shared / "checkpoints" / name / "golden.safetensors", device=str(device))
+    model = load_pretrained(str(shared / "checkpoints" / name), device=device).model
     ids = golden["input_ids"][:, :48].long()
     with ops.implementation(implementation):
         whole = model(ids)

@@ -17,6 +17,8 @@ from dualscale_mamba.formats.base import knee_code, table_code
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 FLOOR = {torch.float32: 4e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}
+# The GPU's exponential instruction is good to two units in the last place, and a state remembers each of its errors.
+CUDA_FLOOR = FLOOR | {torch.float32: 1e-6}
 
 
 def knee_rows(
@@ -133,9 +135,8 @@ def assert_as_good(got: Tensor, reference: Tensor, truth: Tensor, terms: float =
     if not truth.numel():
         return
     error, allowed = (got.double() - truth).abs().max(), 2 * (reference.double() - truth).abs().max()
-    allowed = allowed + FLOOR[got.dtype] * truth.abs().max().clamp_min(
-        terms if got.dtype == torch.float32 else 0
-    )
+    floor = (CUDA_FLOOR if got.is_cuda else FLOOR)[got.dtype]
+    allowed = allowed + floor * truth.abs().max().clamp_min(terms if got.dtype == torch.float32 else 0)
     assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
 
 
