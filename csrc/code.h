@@ -25,7 +25,8 @@ namespace dualscale {
 constexpr int kKneeWidth = 8;
 constexpr int kTableWidth = 512;
 constexpr int kLevels = 256;
-constexpr float kCodeSpaceLimit = 1048576.0f;  // 2^20: beyond any reachable code, so that inf * 0 cannot arise
+constexpr float kCodeSpaceLimit =
+    1048576.0f;  // 2^20: beyond any reachable code, so that inf * 0 cannot arise
 
 // Product and sum rounded on their own, whatever the compiler's contraction setting.
 DUALSCALE_HOST_DEVICE float mul_rn(float a, float b) {
@@ -44,7 +45,8 @@ DUALSCALE_HOST_DEVICE float add_rn(float a, float b) {
 #endif
 }
 
-// Minimum and maximum of numbers (NaN never gets here). On the host fminf would be a call, which nothing vectorises.
+// Minimum and maximum of numbers (NaN never gets here). On the host fminf would be a call, which nothing
+// vectorises.
 DUALSCALE_HOST_DEVICE float min_of(float a, float b) {
 #if defined(__CUDA_ARCH__)
   return fminf(a, b);
@@ -64,8 +66,8 @@ DUALSCALE_HOST_DEVICE float max_of(float a, float b) {
 // Round half away from zero, exactly (0.49999997 goes to 0), for |t| <= 2^20 + 256.
 DUALSCALE_HOST_DEVICE float round_half_away(float t) {
 #if defined(__CUDA_ARCH__)
-  // |t| + (2^22 + 0.5) rounded toward zero is a multiple of 0.5 (the spacing there), so the sum's integer part
-  // is floor(|t| + 0.5) without a conversion instruction, which would run at a quarter of the rate.
+  // |t| + (2^22 + 0.5) rounded toward zero is a multiple of 0.5 (the spacing there), so the sum's integer
+  // part is floor(|t| + 0.5) without a conversion instruction, which would run at a quarter of the rate.
   const uint32_t bits = __float_as_uint(__fadd_rz(fabsf(t), 4194304.5f)) & 0xfffffffeu;
   return copysignf(__uint_as_float(bits) - 4194304.0f, t);
 #else

@@ -127,7 +127,7 @@ def open_session(config: DictConfig) -> Iterator[Session]:
     device = device_of(str(config.device))
     seed_everything(int(config.seed))
     if device.type == "cuda":
-        torch.cuda.init()  # the counters do not exist before the first use of CUDA
+        torch.zeros(1, device=device)  # the counters do not exist before the first use of CUDA
         torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
     with ops.implementation(config.ops):
