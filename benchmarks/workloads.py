@@ -175,37 +175,39 @@ def update_work() -> Iterator[Work]:
     """One token: scan and convolution."""
     channels = 5120
     rate = -torch.arange(1, STATES + 1, device="cuda").float().repeat(channels, 1)
-    D, bias, site, code = (
-        normal(channels).float(),
-        normal(channels).float(),
-        plain(),
-        rows_of(Dual().fit(RANGE)),
-    )
+    D, bias, site = normal(channels).float(), normal(channels).float(), plain()
     weight = normal(channels, 4).float()
+    arms = {name: rows_of(MODES[name].fit(RANGE)) for name in ("single", "control", "dual")}
     for batch in DECODE_BATCHES:
 
-        def call(state: Tensor, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor) -> object:
-            inputs = (u, code, delta, site, rate, B, site, C, site, D, z, site, bias)
-            return ops.selective_state_update(state, *inputs, torch.float16)
-
         def make(b: int = batch) -> tuple[object, ...]:
-            state = normal(b, channels, STATES, dtype=torch.float32)
-            return (
-                state,
-                *(codes(b, channels) for _ in range(2)),
-                codes(b, 16),
-                codes(b, 16),
-                codes(b, channels),
-            )
+            tokens = [codes(b, size) for size in (channels, channels, STATES, STATES, channels)]
+            return normal(b, channels, STATES, dtype=torch.float32), *tokens
 
         moved = batch * channels * (8 * STATES + 5) + channels * 4 * STATES
-        yield Work("state update", f"{batch}, {channels}", "dual", make, call, moved)
+        for name, code in arms.items():
 
-        def conv(x: Tensor, state: Tensor) -> object:
-            return ops.causal_conv1d_update(x, site, state, weight, bias, code)
+            def call(
+                state: Tensor,
+                u: Tensor,
+                delta: Tensor,
+                B: Tensor,
+                C: Tensor,
+                z: Tensor,
+                code: Tensor = code,
+            ) -> object:
+                inputs = (u, code, delta, site, rate, B, site, C, site, D, z, site, bias)
+                return ops.selective_state_update(state, *inputs, torch.float16)
+
+            yield Work("state update", f"{batch}, {channels}", name, make, call, moved)
 
         pair = lambda b=batch: (codes(b, channels), codes(b, 3, channels))  # noqa: E731
-        yield Work("conv update", f"{batch}, {channels}", "dual", pair, conv, batch * channels * 8)
+        for name, code in arms.items():
+
+            def conv(x: Tensor, state: Tensor, code: Tensor = code) -> object:
+                return ops.causal_conv1d_update(x, site, state, weight, bias, code)
+
+            yield Work("conv update", f"{batch}, {channels}", name, pair, conv, batch * channels * 8)
 
 
 def row_work() -> Iterator[Work]:

@@ -127,11 +127,19 @@ def fairness(session: Session, report: QuantizationReport, measured: Measured) -
         "calibration_tokens": session.hashes.get("calibration_tokens"),
         "evaluation": measured.facts,
         "x_proj_reads": recipe.x_proj_reads,
+        "x_proj_product": x_proj_product(session),
         "linear_input_scale": recipe.linear_input_scale,
         "rotate": recipe.rotate,
         "threads": torch.get_num_threads(),
         "seed": config.seed,
     }
+
+
+def x_proj_product(session: Session) -> str:
+    """How x_proj multiplies: ``integer`` (int8 codes of the closed form) or ``decoded`` (values, in floating point)."""
+    code = next((site.code for name, site in session.model.sites().items() if name.endswith(".ssm_input")), None)
+    integer = code is not None and code.is_knee and code.groups == 1 and session.recipe.weights_bits is not None
+    return "integer" if integer and session.recipe.x_proj_reads == "codes" else "decoded"
 
 
 def _objective(config: DictConfig, measured: Measured) -> float | None:
