@@ -41,7 +41,7 @@ class Linear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         for name in ("weight_codes", "weight_scale", "weight_sum"):
             self.register_buffer(name, None)
-        self._output_code: tuple[tuple[int, ...], Tensor] | None = None
+        self._output_code: tuple[list[Tensor], Tensor] | None = None
 
     @property
     def is_quantized(self) -> bool:
@@ -70,6 +70,10 @@ class Linear(nn.Module):
         code = self._joint_code(sites, splits)
         y = self._integer_product(x, code) if self._reads_codes(x) else None
         if y is None:
+            if not self.weight.numel():
+                raise RuntimeError(
+                    "this layer kept its int8 weight only, and its input is not int8 of one knee code"
+                )
             y = F.linear(values_of(x, self.weight.dtype), self.weight, self.bias)
             code = None
         if not sites:
@@ -102,10 +106,11 @@ class Linear(nn.Module):
             return None
         if len(present) == 1:
             return present[0]
-        key = tuple(id(r) for r in present)
-        if self._output_code is None or self._output_code[0] != key:
+        made_for = self._output_code[0] if self._output_code is not None else []
+        if len(made_for) != len(present) or any(a is not b for a, b in zip(made_for, present, strict=True)):
             joined = torch.cat([r.expand(n, -1) for r, n in zip(present, splits, strict=True)]).contiguous()
-            self._output_code = (key, joined)
+            self._output_code = (present, joined)
+        assert self._output_code is not None
         return self._output_code[1]
 
 

@@ -137,8 +137,12 @@ def fairness(session: Session, report: QuantizationReport, measured: Measured) -
 
 def x_proj_product(session: Session) -> str:
     """How x_proj multiplies: ``integer`` (int8 codes of the closed form) or ``decoded`` (values, in floating point)."""
-    code = next((site.code for name, site in session.model.sites().items() if name.endswith(".ssm_input")), None)
-    integer = code is not None and code.is_knee and code.groups == 1 and session.recipe.weights_bits is not None
+    code = next(
+        (site.code for name, site in session.model.sites().items() if name.endswith(".ssm_input")), None
+    )
+    integer = (
+        code is not None and code.is_knee and code.groups == 1 and session.recipe.weights_bits is not None
+    )
     return "integer" if integer and session.recipe.x_proj_reads == "codes" else "decoded"
 
 

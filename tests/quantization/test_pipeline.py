@@ -10,7 +10,7 @@ import torch
 
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.formats.affine import Affine
-from dualscale_mamba.formats.base import ScaleMode
+from dualscale_mamba.formats.base import ScaleMode, knee_code
 from dualscale_mamba.formats.control import Control
 from dualscale_mamba.formats.dual import Dual
 from dualscale_mamba.formats.dual_symmetric import DualSymmetric
@@ -157,6 +157,26 @@ def test_any_single_site_may_be_int8(
     logits = model(tokens)
     assert not torch.equal(logits, pretrained.model(tokens))
     torch.testing.assert_close(logits.softmax(-1), pretrained.model(tokens).softmax(-1), rtol=0, atol=0.2)
+
+
+def test_a_site_may_change_its_code(
+    pretrained: Pretrained, calibrations: dict[str, Calibration], tokens: torch.Tensor
+) -> None:
+    """Codes joined for the product's epilogue follow the sites; a float input after that is refused."""
+    model = quantized(pretrained, calibrations, Recipe())
+    model(tokens)
+    site = model.sites()["layers.0.mixer.z"]
+    assert site.code is not None
+    wider = knee_code(
+        site.code.rows[:, 0].double() * 4, *torch.tensor([[0.0], [127.0], [1.0]]).double(), qmin=-127
+    )
+    site.set_code(wider)
+    fresh = quantized(pretrained, calibrations, Recipe())
+    fresh.sites()["layers.0.mixer.z"].set_code(wider)
+    assert torch.equal(model(tokens), fresh(tokens))
+    model.sites()["layers.0.mixer.in_proj_input"].set_code(None)
+    with pytest.raises(RuntimeError, match="int8 weight only"):
+        model(tokens)
 
 
 def test_off_is_the_same_function(
