@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dualscale_mamba.errors import ConfigError
+from dualscale_mamba.sites import MAMBA1_SITES
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-SITES = ("in_proj_input", "conv_input", "z", "ssm_input", "dt_input", "delta", "B", "C", "out_proj_input")
 CHOICES: dict[str, tuple[Any, ...]] = {
     "ops": ("compiled", "reference"),
     "arm": (None, "baseline", "control", "treatment"),
@@ -168,8 +168,8 @@ def _sites(plain: dict[str, Any]) -> Iterator[ConfigError]:
     named["scale_mode_sites"] = plain["precision"]["scale_mode_sites"]
     for key, sites in named.items():
         for site in sites or ():
-            if site not in SITES:
-                yield ConfigError(f"precision.{key}", site, "one of " + ", ".join(SITES))
+            if site not in MAMBA1_SITES:
+                yield ConfigError(f"precision.{key}", site, "one of " + ", ".join(MAMBA1_SITES))
 
 
 def _device(plain: dict[str, Any]) -> Iterator[ConfigError]:

@@ -43,9 +43,9 @@ from dualscale_mamba.models.layers import CausalConv, Embedding, RMSNorm, parame
 from dualscale_mamba.models.linear import Linear
 from dualscale_mamba.models.operands import is_scalar_knee, operand, operands
 from dualscale_mamba.quantization.site import SILU_FLOOR, Activation, Coded, Site
+from dualscale_mamba.sites import MAMBA1_SITES
 
-_SITES = "in_proj_input conv_input z ssm_input dt_input delta B C out_proj_input"
-SITE_NAMES = tuple(_SITES.split())
+SITE_NAMES = tuple(MAMBA1_SITES)
 X_PROJ_READS = ("codes", "conv_output")
 
 

@@ -13,23 +13,10 @@ from dualscale_mamba.granularity import Granularity, PerTensor
 from dualscale_mamba.observers.absmax import AbsMax
 from dualscale_mamba.observers.base import Observer
 from dualscale_mamba.observers.percentile import Percentile
+from dualscale_mamba.sites import MAMBA1_SITES
 
-# Every site of a Mamba-1 mixer, in the order of the data flow, and whether its values have SiLU's floor.
-MAMBA1_SITES: dict[str, bool] = {
-    "in_proj_input": False,
-    "conv_input": False,
-    "z": False,
-    "ssm_input": True,
-    "dt_input": False,
-    "delta": False,
-    "B": False,
-    "C": False,
-    "out_proj_input": False,
-}
 LINEAR_INPUT_SCALES = ("static", "per_token")
 X_PROJ_READERS = ("codes", "conv_output")
-# Sites whose consumer multiplies codes as integers: a table of levels cannot pass there.
-KNEE_ONLY_SITES = ("in_proj_input", "conv_input", "dt_input", "out_proj_input")
 
 
 @dataclass(frozen=True)
@@ -85,7 +72,6 @@ class Recipe:
         if isinstance(mode, Unquantized):
             return
         name = type(mode).__name__.lower()
-        is_table = name not in ("single", "control", "affine", "dual")
         for site in self.scale_mode_sites:
             if mode.needs_floor and not MAMBA1_SITES[site]:
                 floored = ", ".join(s for s, has_floor in MAMBA1_SITES.items() if has_floor)
@@ -93,9 +79,6 @@ class Recipe:
                     "scale_mode", f"{name} at site {site}", f"{name} only where values have a floor ({floored})",
                     "Use scale_mode=dual_symmetric for the others.",
                 )  # fmt: skip
-            if is_table and site in KNEE_ONLY_SITES:
-                allowed = "single, control or affine (the consumer multiplies codes as integers)"
-                raise ConfigError("scale_mode", f"{name} at site {site}", allowed)
             if self.granularity.name != "per_tensor" and site != "ssm_input":
                 raise ConfigError(
                     "granularity", f"{self.granularity.name} at site {site}", "per_tensor at this site"

@@ -25,7 +25,8 @@ from dualscale_mamba.models.pretrained import Pretrained, load_pretrained
 from dualscale_mamba.observers.percentile import Percentile
 from dualscale_mamba.quantization.calibration import Calibration, calibrate, calibration_key, run_calibration
 from dualscale_mamba.quantization.pipeline import convert, prepare
-from dualscale_mamba.quantization.recipe import MAMBA1_SITES, Recipe
+from dualscale_mamba.quantization.recipe import Recipe
+from dualscale_mamba.sites import MAMBA1_SITES
 
 MODES = [Single(), Control(), Affine(), Dual(), DualSymmetric(), SoftEdge(), Float8(), LloydMax(iterations=5)]
 
@@ -159,6 +160,26 @@ def test_any_single_site_may_be_int8(
     torch.testing.assert_close(logits.softmax(-1), pretrained.model(tokens).softmax(-1), rtol=0, atol=0.2)
 
 
+@pytest.mark.parametrize("mode", [Affine(), DualSymmetric(), Float8()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("site", list(MAMBA1_SITES))
+def test_any_site_may_carry_any_mode_that_needs_no_floor(
+    pretrained: Pretrained,
+    calibrations: dict[str, Calibration],
+    tokens: torch.Tensor,
+    site: str,
+    mode: ScaleMode,
+) -> None:
+    recipe = Recipe(scale_mode=mode, scale_mode_sites=(site,), observer=Percentile(100.0))
+    model = quantized(pretrained, calibrations, recipe)
+    plain = quantized(pretrained, calibrations, Recipe())(tokens)
+    logits = model(tokens)
+    assert not torch.equal(logits, plain)
+    torch.testing.assert_close(logits.softmax(-1), plain.softmax(-1), rtol=0, atol=0.2)
+    cache = model.allocate_cache(1)
+    model(tokens[:, :9], cache)
+    assert torch.isfinite(model.step(tokens[:, 9], cache)).all()
+
+
 def test_a_site_may_change_its_code(
     pretrained: Pretrained, calibrations: dict[str, Calibration], tokens: torch.Tensor
 ) -> None:
@@ -244,7 +265,6 @@ def test_damaged_statistics_are_computed_again(
         ({"linear_input_scale": "dynamic"}, r"precision\.linear_input_scale=dynamic"),
         ({"linear_input_scale": "per_token", "rotate": False}, r"precision\.rotate=False"),
         ({"scale_mode": Dual(), "scale_mode_sites": ("z",)}, "dual at site z.*dual_symmetric"),
-        ({"scale_mode": Float8(), "scale_mode_sites": ("conv_input",)}, "float8 at site conv_input"),
         ({"granularity": PerChannel(), "scale_mode_sites": ("z",)}, "per_channel at site z"),
     ],
 )

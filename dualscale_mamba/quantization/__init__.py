@@ -1,0 +1,1 @@
+"""Quantization: sites, prepare, calibrate, convert, int8 weights, rotation."""
