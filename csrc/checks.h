@@ -230,4 +230,45 @@ inline void check_row_code(const char* op, const OptionalTensor& code, bool per_
   }
 }
 
+// The input of an operator on rows; returns its channels.
+inline int64_t checked_rows(const char* op, const Tensor& x) {
+  check_channels({op, "x"}, x);
+  check_floating({op, "x"}, x);
+  check_last_stride({op, "x"}, x);
+  return x.size(x.dim() - 1);
+}
+
+// All of rms_norm_quant's arguments; returns the channels.
+inline int64_t checked_norm(const char* op, const Tensor& x, const OptionalTensor& residual,
+                            const Tensor& weight, const OptionalTensor& code, bool per_token,
+                            ScalarType residual_dtype, ScalarType dtype) {
+  const int64_t channels = checked_rows(op, x);
+  if (residual) {
+    check_floating({op, "residual"}, *residual);
+    check_same_shape({op, "residual"}, *residual, x);
+    check_same_device({op, "residual"}, *residual, x);
+    check_last_stride({op, "residual"}, *residual);
+  }
+  check_parameter({op, "weight"}, weight, {channels}, x);
+  check_result_type({op, "residual_dtype"}, residual_dtype);
+  check_row_code(op, code, per_token, channels, dtype, x);
+  return channels;
+}
+
+// All of hadamard_quant's arguments; returns the channels.
+inline int64_t checked_hadamard(const char* op, const Tensor& x, const Tensor& base,
+                                const OptionalTensor& code, bool per_token, ScalarType dtype) {
+  const int64_t channels = checked_rows(op, x);
+  check_dim({op, "base"}, base, 2);
+  const int64_t m = base.size(0);
+  check_parameter({op, "base"}, base, {m, m}, x);
+  const int64_t segment = m > 0 && channels % m == 0 ? channels / m : 0;
+  if (segment == 0 || (segment & (segment - 1)) != 0) {
+    refuse({op, "x"}, "has " + std::to_string(channels) + " channels",
+           "the order of base (" + std::to_string(m) + ") times a power of two");
+  }
+  check_row_code(op, code, per_token, channels, dtype, x);
+  return channels;
+}
+
 }  // namespace dualscale

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 
 class Granularity(Protocol):
@@ -23,7 +23,7 @@ class Granularity(Protocol):
 class PerTensor:
     """One code for the whole site."""
 
-    name: str = "per_tensor"
+    name: ClassVar[str] = "per_tensor"
 
     def groups(self, channels: int) -> int:
         """Always 1."""
@@ -34,7 +34,7 @@ class PerTensor:
 class PerChannel:
     """One code a channel: free in a scan whose threads own one channel each."""
 
-    name: str = "per_channel"
+    name: ClassVar[str] = "per_channel"
 
     def groups(self, channels: int) -> int:
         """The number of channels."""

@@ -76,23 +76,11 @@ void mix(const float* base, int64_t m, const float* row, int64_t n, float factor
   }
 }
 
-bool is_power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
-
 std::tuple<Tensor, Tensor> hadamard_quant(const Tensor& x, const Tensor& base, const OptionalTensor& code,
                                           bool per_token, ScalarType dtype) {
   const char* op = "hadamard_quant";
-  check_channels({op, "x"}, x);
-  check_floating({op, "x"}, x);
-  check_last_stride({op, "x"}, x);
-  const int64_t channels = x.size(x.dim() - 1);
-  check_dim({op, "base"}, base, 2);
+  const int64_t channels = checked_hadamard(op, x, base, code, per_token, dtype);
   const int64_t m = base.size(0);
-  check_parameter({op, "base"}, base, {m, m}, x);
-  if (m < 1 || channels % m || !is_power_of_two(channels / m)) {
-    refuse({op, "x"}, "has " + std::to_string(channels) + " channels",
-           "the order of base (" + std::to_string(m) + ") times a power of two");
-  }
-  check_row_code(op, code, per_token, channels, dtype, x);
 
   const RowOffsets offsets(x);
   RowCodes result(x, code, per_token, offsets.rows(), dtype);

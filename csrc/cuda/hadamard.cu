@@ -145,19 +145,9 @@ void dispatch_base(const Tensor& base, F&& f) {
 std::tuple<Tensor, Tensor> hadamard_quant(const Tensor& x, const Tensor& base, const OptionalTensor& code,
                                           bool per_token, ScalarType dtype) {
   const char* op = "hadamard_quant";
-  check_channels({op, "x"}, x);
-  check_floating({op, "x"}, x);
-  check_last_stride({op, "x"}, x);
-  const int64_t channels = x.size(x.dim() - 1);
-  check_dim({op, "base"}, base, 2);
+  const int64_t channels = checked_hadamard(op, x, base, code, per_token, dtype);
   const int64_t m = base.size(0);
-  check_parameter({op, "base"}, base, {m, m}, x);
-  const int64_t segment = m > 0 && channels % m == 0 ? channels / m : 0;
-  if (segment == 0 || (segment & (segment - 1)) != 0) {
-    refuse({op, "x"}, "has " + std::to_string(channels) + " channels",
-           "the order of base (" + std::to_string(m) + ") times a power of two");
-  }
-  check_row_code(op, code, per_token, channels, dtype, x);
+  const int64_t segment = channels / m;
   const size_t bytes = row_bytes(channels);
   check_row_fits({op, "x"}, bytes + (m * m + 64) * sizeof(float), x.get_device_index());
   Tensor y = new_result(x, code, per_token, dtype);

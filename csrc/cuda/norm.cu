@@ -63,19 +63,7 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm_quant(const Tensor& x, const Optiona
                                                   const OptionalTensor& code, bool per_token,
                                                   ScalarType residual_dtype, ScalarType dtype) {
   const char* op = "rms_norm_quant";
-  check_channels({op, "x"}, x);
-  check_floating({op, "x"}, x);
-  check_last_stride({op, "x"}, x);
-  const int64_t channels = x.size(x.dim() - 1);
-  if (residual) {
-    check_floating({op, "residual"}, *residual);
-    check_same_shape({op, "residual"}, *residual, x);
-    check_same_device({op, "residual"}, *residual, x);
-    check_last_stride({op, "residual"}, *residual);
-  }
-  check_parameter({op, "weight"}, weight, {channels}, x);
-  check_row_code(op, code, per_token, channels, dtype, x);
-  check_result_type({op, "residual_dtype"}, residual_dtype);
+  const int64_t channels = checked_norm(op, x, residual, weight, code, per_token, residual_dtype, dtype);
   const size_t bytes = row_bytes(channels);
   check_row_fits({op, "x"}, bytes + 1024, x.get_device_index());
   Tensor y = new_result(x, code, per_token, dtype);

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from dualscale_mamba.formats.base import Code, Range, ScaleMode, knee_code
+from dualscale_mamba.formats.base import Code, Range, knee_code
 from dualscale_mamba.observers.histogram import Histogram
 
 FIRST_CODE = -128
@@ -17,7 +18,7 @@ LAST_CODE = 127
 class Affine:
     """256 equal steps from the floor to the threshold, the zero point on an integer code."""
 
-    needs_floor: bool = False
+    needs_floor: ClassVar[bool] = False
 
     def fit(self, range_: Range, histogram: Histogram | None = None) -> Code:
         """See :class:`~dualscale_mamba.formats.base.ScaleMode`."""
@@ -25,7 +26,3 @@ class Affine:
         scale = (range_.inner - range_.floor) / (LAST_CODE - FIRST_CODE)
         zero = FIRST_CODE + torch.round(-range_.floor / scale)
         return knee_code(scale, zero, torch.full_like(zero, LAST_CODE), torch.ones_like(zero), has_knee=False)
-
-    def variants(self) -> list[ScaleMode]:
-        """Only itself."""
-        return [self]

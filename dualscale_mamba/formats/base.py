@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from dualscale_mamba.errors import ConfigError
+
 if TYPE_CHECKING:
     from dualscale_mamba.observers.histogram import Histogram
 
@@ -92,9 +94,9 @@ class Code:
         return self.rows.shape[0]
 
     @property
-    def is_symmetric(self) -> bool:
-        """Whether decoding is a plain multiplication by one scale."""
-        return self.is_knee and not self.has_knee and bool((self.rows[:, 2] == 0).all())
+    def is_scalar_knee(self) -> bool:
+        """Whether it is one closed form for the whole tensor, which every operator can decode on load."""
+        return self.is_knee and self.groups == 1
 
     def to(self, device: torch.device | str) -> Code:
         """The same code with its rows on ``device``."""
@@ -140,9 +142,24 @@ class ScaleMode(Protocol):
         """The code for ``range_`` (one row a group); some modes also read the histogram."""
         ...
 
+
+@runtime_checkable
+class Searchable(Protocol):
+    """A scale mode with a split of its codes that a searching observer may vary."""
+
     def variants(self) -> list[ScaleMode]:
-        """The modes that a searching observer may try in place of this one (itself included)."""
+        """The modes that may be tried in its place (itself included)."""
         ...
+
+
+def check_headroom(headroom: float) -> None:
+    """Refuse a coarse part that does not reach the largest value seen, or wastes its codes far beyond it.
+
+    Raises:
+        ConfigError: Outside [1, 16].
+    """
+    if not 1.0 <= headroom <= 16.0:
+        raise ConfigError("scale_mode.headroom", headroom, "a number in [1, 16]")
 
 
 def round_gain(gain: Tensor) -> Tensor:

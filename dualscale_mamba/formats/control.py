@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.formats.base import Code, Range, ScaleMode, knee_code
+from dualscale_mamba.formats.base import Code, Range, knee_code
 from dualscale_mamba.formats.single import SYMMETRIC_MAX
 from dualscale_mamba.observers.histogram import Histogram
 
@@ -23,7 +24,7 @@ class Control:
     """
 
     knee: int = 31
-    needs_floor: bool = False
+    needs_floor: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not -127 <= self.knee <= 126:
@@ -36,7 +37,3 @@ class Control:
         return knee_code(
             range_.inner / SYMMETRIC_MAX, zero, zero + self.knee, zero + 1.0, qmin=-SYMMETRIC_MAX
         )
-
-    def variants(self) -> list[ScaleMode]:
-        """Only itself."""
-        return [self]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.formats.affine import FIRST_CODE, LAST_CODE
-from dualscale_mamba.formats.base import Code, Range, ScaleMode, knee_code
+from dualscale_mamba.formats.base import Code, Range, ScaleMode, check_headroom, knee_code
 from dualscale_mamba.observers.histogram import Histogram
 
 SPLITS = (96, 128, 144, 160, 176, 192, 208, 224, 240)
@@ -29,13 +30,12 @@ class Dual:
 
     fine_codes: int = 160
     headroom: float = 1.25
-    needs_floor: bool = True
+    needs_floor: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 16 <= self.fine_codes <= 240:
             raise ConfigError("scale_mode.fine_codes", self.fine_codes, "an integer in [16, 240]")
-        if not 1.0 <= self.headroom <= 16.0:
-            raise ConfigError("scale_mode.headroom", self.headroom, "a number in [1, 16]")
+        check_headroom(self.headroom)
 
     def fit(self, range_: Range, histogram: Histogram | None = None) -> Code:
         """See :class:`~dualscale_mamba.formats.base.ScaleMode`."""

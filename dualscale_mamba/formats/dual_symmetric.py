@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.formats.base import Code, Range, ScaleMode, table_code
+from dualscale_mamba.formats.base import Code, Range, ScaleMode, check_headroom, table_code
 from dualscale_mamba.observers.histogram import Histogram
 
 SIDE = 127
@@ -25,13 +26,12 @@ class DualSymmetric:
 
     inner_codes: int = 110
     headroom: float = 1.25
-    needs_floor: bool = False
+    needs_floor: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 8 <= self.inner_codes <= 126:
             raise ConfigError("scale_mode.inner_codes", self.inner_codes, "an integer in [8, 126]")
-        if not 1.0 <= self.headroom <= 16.0:
-            raise ConfigError("scale_mode.headroom", self.headroom, "a number in [1, 16]")
+        check_headroom(self.headroom)
 
     def fit(self, range_: Range, histogram: Histogram | None = None) -> Code:
         """See :class:`~dualscale_mamba.formats.base.ScaleMode`."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.formats.base import Code, Range, ScaleMode, table_code
+from dualscale_mamba.formats.base import Code, Range, table_code
 from dualscale_mamba.observers.histogram import Histogram
 
 DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
@@ -24,7 +25,7 @@ class Float8:
     """
 
     layout: str = "e4m3"
-    needs_floor: bool = False
+    needs_floor: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.layout not in DTYPES:
@@ -37,7 +38,3 @@ class Float8:
         values = torch.unique(values[torch.isfinite(values)])
         inner = range_.clamped().inner[:, None]
         return table_code(values * (inner / values.max()))
-
-    def variants(self) -> list[ScaleMode]:
-        """Only itself."""
-        return [self]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.formats.base import LEVELS, Code, FormatError, Range, ScaleMode, table_code
+from dualscale_mamba.formats.base import LEVELS, Code, FormatError, Range, table_code
 from dualscale_mamba.observers.histogram import Histogram
 
 
@@ -21,7 +22,7 @@ class LloydMax:
     """
 
     iterations: int = 60
-    needs_floor: bool = False
+    needs_floor: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.iterations <= 1000:
@@ -60,7 +61,3 @@ class LloydMax:
             levels = torch.where(mass > 0, moment / mass.clamp_min(1e-300), levels).sort(1).values
         nearest_to_zero = levels.abs().argmin(1, keepdim=True)
         return levels.scatter(1, nearest_to_zero, 0.0).sort(1).values
-
-    def variants(self) -> list[ScaleMode]:
-        """Only itself."""
-        return [self]

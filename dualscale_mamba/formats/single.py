@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from dualscale_mamba.formats.base import Code, Range, ScaleMode, knee_code
+from dualscale_mamba.formats.base import Code, Range, knee_code
 from dualscale_mamba.observers.histogram import Histogram
 
 SYMMETRIC_MAX = 127
@@ -16,7 +17,7 @@ SYMMETRIC_MAX = 127
 class Single:
     """``scale * q``, q in [-127, 127], with the threshold at 127; outliers saturate."""
 
-    needs_floor: bool = False
+    needs_floor: ClassVar[bool] = False
 
     def fit(self, range_: Range, histogram: Histogram | None = None) -> Code:
         """See :class:`~dualscale_mamba.formats.base.ScaleMode`."""
@@ -30,7 +31,3 @@ class Single:
             qmin=-SYMMETRIC_MAX,
             has_knee=False,
         )
-
-    def variants(self) -> list[ScaleMode]:
-        """Only itself."""
-        return [self]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.formats.base import Code, Range, ScaleMode, table_code
+from dualscale_mamba.formats.base import Code, Range, check_headroom, table_code
 from dualscale_mamba.formats.dual_symmetric import SIDE
 from dualscale_mamba.observers.histogram import Histogram
 
@@ -30,7 +31,7 @@ class SoftEdge:
     normal_codes: int = 60
     ratio: float = 4.0
     headroom: float = 1.25
-    needs_floor: bool = False
+    needs_floor: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.fine_codes < 1 or self.normal_codes < 1 or self.fine_codes + self.normal_codes >= SIDE:
@@ -40,8 +41,7 @@ class SoftEdge:
             )
         if not 1.0 <= self.ratio <= 64.0:
             raise ConfigError("scale_mode.ratio", self.ratio, "a number in [1, 64]")
-        if not 1.0 <= self.headroom <= 16.0:
-            raise ConfigError("scale_mode.headroom", self.headroom, "a number in [1, 16]")
+        check_headroom(self.headroom)
 
     def fit(self, range_: Range, histogram: Histogram | None = None) -> Code:
         """See :class:`~dualscale_mamba.formats.base.ScaleMode`."""
@@ -54,7 +54,3 @@ class SoftEdge:
         coarse = inner + (top - inner).clamp_min(0) / coarse_codes * torch.arange(1, coarse_codes + 1)
         side = torch.cat([fine, normal, coarse], dim=1)
         return table_code(torch.cat([-side.flip(1), torch.zeros_like(inner), side], dim=1))
-
-    def variants(self) -> list[ScaleMode]:
-        """Only itself."""
-        return [self]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
 class Unquantized:
     """No code: what the other modes are compared with."""
 
-    needs_floor: bool = False
+    needs_floor: ClassVar[bool] = False

@@ -84,7 +84,7 @@ class Linear(nn.Module):
         return tuple(_emit(part, site) for part, site in zip(parts, sites, strict=True))
 
     def _reads_codes(self, x: Activation) -> bool:
-        return self.is_quantized and isinstance(x, Coded) and x.code.is_knee and x.code.groups == 1
+        return self.is_quantized and isinstance(x, Coded) and x.code.is_scalar_knee
 
     def _integer_product(self, x: Activation, code: Tensor | None) -> Tensor:
         assert isinstance(x, Coded)

@@ -41,7 +41,7 @@ from dualscale_mamba.models.cache import Cache, LayerCache
 from dualscale_mamba.models.config import MambaConfig
 from dualscale_mamba.models.layers import CausalConv, Embedding, RMSNorm, parameter
 from dualscale_mamba.models.linear import Linear
-from dualscale_mamba.models.operands import is_scalar_knee, operand, operands
+from dualscale_mamba.models.operands import operand, operands
 from dualscale_mamba.quantization.site import SILU_FLOOR, Activation, Coded, Site
 from dualscale_mamba.sites import MAMBA1_SITES
 
@@ -174,9 +174,10 @@ class MambaMixer(nn.Module):
         """The state before the first token: zeros, in the type that enters the convolution."""
         E, N = self.A_log.shape
         conv = self.A_log.new_zeros(batch_size, self.conv1d.weight.shape[1] - 1, E, dtype=self.dtype)
-        rows = self.conv_input.rows
-        if rows is not None and is_scalar_knee(rows):
-            conv = ops.encode(conv, rows)
+        site = self.conv_input
+        if site.code is not None and site.code.is_scalar_knee:
+            assert site.rows is not None
+            conv = ops.encode(conv, site.rows)
         return LayerCache(conv, self.A_log.new_zeros(batch_size, E, N))
 
 

@@ -7,24 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dualscale_mamba.formats.base import KNEE_WIDTH
 from dualscale_mamba.quantization.site import Activation, Coded, values_of
 
 Operand = tuple[Tensor, Tensor | None]
 
 
-def is_scalar_knee(rows: Tensor | None) -> bool:
-    """Whether code rows are one closed form for the whole tensor, which every operator can decode on load."""
-    return rows is not None and rows.shape == (1, KNEE_WIDTH)
-
-
 def operand(activation: Activation, dtype: torch.dtype) -> Operand:
     """int8 and its code where that is one knee row; values of type ``dtype`` otherwise."""
-    if (
-        isinstance(activation, Coded)
-        and activation.row_scale is None
-        and is_scalar_knee(activation.code.rows)
-    ):
+    if isinstance(activation, Coded) and activation.row_scale is None and activation.code.is_scalar_knee:
         return activation.codes, activation.code.rows
     return values_of(activation, dtype), None
 

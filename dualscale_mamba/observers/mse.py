@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.formats.base import Code, Range, ScaleMode
+from dualscale_mamba.formats.base import Code, Range, ScaleMode, Searchable
 from dualscale_mamba.observers.base import Fitted, range_at
 from dualscale_mamba.observers.histogram import Histogram
 
@@ -37,9 +37,10 @@ class MeanSquaredError:
         best: Fitted | None = None
         least = torch.full((histogram.groups,), float("inf"), dtype=torch.float64)
         percent_of = torch.zeros(histogram.groups, dtype=torch.float64)
+        candidates = mode.variants() if isinstance(mode, Searchable) else [mode]
         for percent in self.percentiles:
             range_ = range_at(histogram, floor, percent)
-            for variant in mode.variants():
+            for variant in candidates:
                 code = variant.fit(range_, histogram)
                 error = histogram.squared_error(code)
                 better = error < least

@@ -108,7 +108,7 @@ def _drop_unread(mixer: MambaMixer) -> None:
     if mixer.x_proj_reads == "codes":
         readers.append((mixer.ssm_input, mixer.x_proj))
     for site, layer in readers:
-        if site.code is not None and site.code.is_knee and site.code.groups == 1:
+        if site.code is not None and site.code.is_scalar_knee:
             layer.drop_float_weight()  # type: ignore[operator]
 
 

@@ -6,7 +6,7 @@ calibration, or carries the code that the operator before it must emit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -89,9 +89,8 @@ class Site(nn.Module):
             self.histogram.update(values)
         if self.code is None:
             return values
-        code = (
-            Code(self.rows, self.code.bits_per_value, self.code.has_knee)
-            if self.rows is not None
-            else self.code
-        )
-        return Coded(values, code, row_scale if self.per_token else None)
+        if self.rows is not None and self.rows is not self.code.rows:
+            self.code = replace(
+                self.code, rows=self.rows
+            )  # the module, and so the buffer, has moved to another device
+        return Coded(values, self.code, row_scale if self.per_token else None)

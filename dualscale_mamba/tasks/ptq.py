@@ -140,9 +140,7 @@ def x_proj_product(session: Session) -> str:
     code = next(
         (site.code for name, site in session.model.sites().items() if name.endswith(".ssm_input")), None
     )
-    integer = (
-        code is not None and code.is_knee and code.groups == 1 and session.recipe.weights_bits is not None
-    )
+    integer = code is not None and code.is_scalar_knee and session.recipe.weights_bits is not None
     return "integer" if integer and session.recipe.x_proj_reads == "codes" else "decoded"
 
 
