@@ -14,3 +14,19 @@ MAMBA1_SITES: dict[str, bool] = {
     "C": False,
     "out_proj_input": False,
 }
+
+# Every site of a Mamba-2 mixer; x, B and C all leave the convolution, dt is delta before bias and softplus.
+MAMBA2_SITES: dict[str, bool] = {
+    "in_proj_input": False,
+    "z": False,
+    "conv_input": False,
+    "x": True,
+    "B": True,
+    "C": True,
+    "dt": False,
+    "out_proj_input": False,
+}
+
+# Sites of each family, and those of them that are the SSM input: what the scale mode governs by default.
+SITES: dict[str, dict[str, bool]] = {"mamba1": MAMBA1_SITES, "mamba2": MAMBA2_SITES}
+SSM_INPUT: dict[str, tuple[str, ...]] = {"mamba1": ("ssm_input",), "mamba2": ("x",)}

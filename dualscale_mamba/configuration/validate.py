@@ -11,15 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.sites import MAMBA1_SITES
+from dualscale_mamba.sites import MAMBA1_SITES, SITES
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 CHOICES: dict[str, tuple[Any, ...]] = {
     "ops": ("compiled", "reference"),
     "arm": (None, "baseline", "control", "treatment"),
     "model.implementation": ("native", "mamba_ssm"),
+    "model.family": tuple(SITES),
     "model.dtype": DTYPES,
     "model.residual_dtype": DTYPES[1:],
+    "model.state_dtype": DTYPES[1:3],
     "precision.weights.bits": (None, 8),
     "precision.activations.bits": (None, 8),
     "precision.linear_input_scale": ("static", "per_token"),
@@ -32,7 +34,7 @@ KEYS = {
     "": "name group arm tags objective seed device ops data task model precision scale_mode observer "
     "granularity calibration evaluation profiling tracker paths hydra",
     "data": "root",
-    "model": "name source revision implementation dtype residual_dtype",
+    "model": "name family source revision implementation dtype residual_dtype state_dtype",
     "precision": "name weights activations scale_mode_sites linear_input_scale rotate x_proj_reads",
     "precision.weights": "bits",
     "precision.activations": "bits sites observer overrides",

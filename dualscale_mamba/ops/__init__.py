@@ -21,6 +21,12 @@ from dualscale_mamba.ops.dispatch import (
     kernel,
     set_implementation,
 )
+from dualscale_mamba.ops.state_space import (
+    selective_scan,
+    selective_state_update,
+    ssd_scan,
+    ssd_state_update,
+)
 
 __all__ = [
     "causal_conv1d_encode",
@@ -29,6 +35,7 @@ __all__ = [
     "decode",
     "encode",
     "ensure_loaded",
+    "gated_rms_norm_quant",
     "hadamard_quant",
     "implementation",
     "linear_w8a8",
@@ -36,6 +43,8 @@ __all__ = [
     "selective_scan",
     "selective_state_update",
     "set_implementation",
+    "ssd_scan",
+    "ssd_state_update",
 ]
 
 
@@ -120,100 +129,6 @@ def causal_conv1d_update(
     return cast(Tensor, run(x, x_code, state, weight, bias, code, dtype))
 
 
-def selective_scan(
-    u: Tensor,
-    u_code: Tensor | None,
-    delta: Tensor,
-    delta_code: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    B_code: Tensor | None,
-    C: Tensor,
-    C_code: Tensor | None,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    z_code: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    initial: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:
-    """Selective scan (Mamba-1), decoding its inputs on load.
-
-    Args:
-        u: (B, L, D) floating point, or int8 with ``u_code``.
-        u_code: fp32 (1 or D, 8 or 512) or None.
-        delta: (B, L, D) before softplus. delta, B, C and z are all int8 or all floating point.
-        delta_code: fp32 (1, 8) or None; so are the codes of B, C and z.
-        A: fp32 (D, N), negative.
-        B: (B, L, N).
-        B_code: See ``delta_code``.
-        C: (B, L, N).
-        C_code: See ``delta_code``.
-        D: fp32 (D,), the skip connection.
-        z: (B, L, D), the gate before SiLU.
-        z_code: See ``delta_code``.
-        delta_bias: fp32 (D,).
-        initial: fp32 (B, D, N), the state before the first token; default zeros.
-        dtype: Of the result.
-
-    Returns:
-        ``dtype`` (B, L, D) and the last state, fp32 (B, D, N).
-    """
-    return cast(
-        "tuple[Tensor, Tensor]",
-        kernel("selective_scan", u)(
-            u, u_code, delta, delta_code, A, B, B_code, C, C_code, D, z, z_code, delta_bias, initial, dtype
-        ),
-    )
-
-
-def selective_state_update(
-    state: Tensor,
-    u: Tensor,
-    u_code: Tensor | None,
-    delta: Tensor,
-    delta_code: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    B_code: Tensor | None,
-    C: Tensor,
-    C_code: Tensor | None,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    z_code: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """One token of :func:`selective_scan`.
-
-    Args:
-        state: fp32 (B, D, N), updated in place.
-        u: (B, D); its code and all further arguments are as in :func:`selective_scan`, without the length.
-        u_code: fp32 (1 or D, 8 or 512) or None.
-        delta: (B, D).
-        delta_code: fp32 (1, 8) or None.
-        A: fp32 (D, N).
-        B: (B, N).
-        B_code: fp32 (1, 8) or None.
-        C: (B, N).
-        C_code: fp32 (1, 8) or None.
-        D: fp32 (D,).
-        z: (B, D).
-        z_code: fp32 (1, 8) or None.
-        delta_bias: fp32 (D,).
-        dtype: Of the result.
-
-    Returns:
-        ``dtype`` (B, D).
-    """
-    return cast(
-        Tensor,
-        kernel("selective_state_update", u)(
-            state, u, u_code, delta, delta_code, A, B, B_code, C, C_code, D, z, z_code, delta_bias, dtype
-        ),
-    )
-
-
 def rms_norm_quant(
     x: Tensor,
     residual: Tensor | None,
@@ -242,6 +157,40 @@ def rms_norm_quant(
     run = kernel("rms_norm_quant", x)
     result = run(x, residual, weight, eps, code, per_token, residual_dtype, dtype)
     return cast("tuple[Tensor, Tensor, Tensor]", result)
+
+
+def gated_rms_norm_quant(
+    x: Tensor,
+    z: Tensor,
+    z_code: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    group_size: int,
+    norm_before_gate: bool = False,
+    code: Tensor | None = None,
+    per_token: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Gate, RMSNorm in groups, encode (Mamba-2).
+
+    Args:
+        x: (..., C) floating point.
+        z: (..., C) before SiLU, floating point, or int8 with ``z_code``.
+        z_code: fp32 (1, 8) or None.
+        weight: fp32 (C,).
+        eps: Added to the mean square.
+        group_size: Adjacent channels that share one mean square; divides C.
+        norm_before_gate: Gate the normed values rather than norm the gated ones.
+        code: fp32 (1 or C, 8 or 512) of the result; without it the result is ``dtype``.
+        per_token: int8 with one scale a row instead; then ``code`` must be None.
+        dtype: Of a floating-point result.
+
+    Returns:
+        The rows (..., C), and the row scales, fp32 (rows,) or empty.
+    """
+    run = kernel("gated_rms_norm_quant", x)
+    result = run(x, z, z_code, weight, eps, group_size, norm_before_gate, code, per_token, dtype)
+    return cast("tuple[Tensor, Tensor]", result)
 
 
 def hadamard_quant(

@@ -51,6 +51,25 @@ def selective_state_update(state: Tensor, u: Tensor, *rest: Any) -> Tensor:
     return _like(u, None, rest[-1])
 
 
+def ssd_scan(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """(B, L, H*P) -> (B, L, H*P), (B, H, P, N)."""
+    A, B, groups, state_dtype, dtype = rest[3], rest[4], rest[12], rest[-2], rest[-1]
+    heads = A.shape[0]
+    shape = (x.shape[0], heads, x.shape[2] // heads, B.shape[2] // groups)
+    return _like(x, None, dtype), torch.empty(shape, dtype=state_dtype, device=x.device)
+
+
+def ssd_state_update(state: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    """(B, H*P) -> (B, H*P)."""
+    return _like(x, None, rest[-1])
+
+
+def gated_rms_norm_quant(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """(..., C) -> (..., C), (rows,)."""
+    code, per_token, dtype = rest[-3:]
+    return _like(x, code, torch.int8 if per_token else dtype), _rows(x, per_token)
+
+
 def rms_norm_quant(
     x: Tensor,
     residual: Tensor | None,

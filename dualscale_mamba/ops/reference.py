@@ -52,12 +52,18 @@ def decode(codes: Tensor, code: Tensor, dtype: torch.dtype) -> Tensor:
     return code[torch.arange(codes.shape[-1], device=codes.device), index].to(dtype)
 
 
-def _value(v: Tensor, code: Tensor | None) -> Tensor:
+def value_of(v: Tensor, code: Tensor | None) -> Tensor:
+    """fp32 values of an activation that is int8 with a code, or floating point without."""
     return v.float() if code is None else decode(v, code, torch.float32)
 
 
 def _result(y: Tensor, code: Tensor | None, dtype: torch.dtype) -> Tensor:
     return y.to(dtype) if code is None else encode(y, code)
+
+
+def split_last(t: Tensor, parts: int) -> Tensor:
+    """(..., parts*n) -> (..., parts, n)."""
+    return t.reshape(*t.shape[:-1], parts, t.shape[-1] // parts)
 
 
 def causal_conv1d_encode(
@@ -71,9 +77,9 @@ def causal_conv1d_encode(
 ) -> Tensor:
     """encode(SiLU(causal depthwise conv(x) + bias)); see the schema for shapes."""
     width = weight.shape[1]
-    value = _value(x, x_code)
+    value = value_of(x, x_code)
     zeros = value.new_zeros(x.shape[0], width - 1, x.shape[2])
-    before = zeros if initial is None else _value(initial, x_code)
+    before = zeros if initial is None else value_of(initial, x_code)
     value = torch.cat([before, value], dim=1).transpose(1, 2)
     y = F.conv1d(value, weight.float()[:, None], bias, groups=weight.shape[0])
     return _result(F.silu(y).transpose(1, 2).contiguous(), code, dtype)
@@ -125,7 +131,12 @@ def selective_scan(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Selective scan, decoded on load; returns y (B, L, D) and the last state (B, D, N)."""
-    value_u, step, b, c = _value(u, u_code), _value(delta, delta_code), _value(B, B_code), _value(C, C_code)
+    value_u, step, b, c = (
+        value_of(u, u_code),
+        value_of(delta, delta_code),
+        value_of(B, B_code),
+        value_of(C, C_code),
+    )
     if delta_bias is not None:
         step = step + delta_bias
     step = F.softplus(step)
@@ -139,7 +150,7 @@ def selective_scan(
     if D is not None:
         y = y + D * value_u
     if z is not None:
-        y = y * F.silu(_value(z, z_code))
+        y = y * F.silu(value_of(z, z_code))
     return y.to(dtype), state.clone() if state is initial else state
 
 
@@ -198,6 +209,28 @@ def rms_norm_quant(
     y = value * torch.rsqrt(value.square().mean(dim=-1, keepdim=True) + eps) * weight
     y, row_scale = _encode_rows(y, code, per_token, dtype)
     return y, rounded, row_scale
+
+
+def gated_rms_norm_quant(
+    x: Tensor,
+    z: Tensor,
+    z_code: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    group_size: int,
+    norm_before_gate: bool,
+    code: Tensor | None,
+    per_token: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Gate, RMSNorm in groups of channels, encode; returns y and the row scales."""
+    gate, value = F.silu(value_of(z, z_code)), x.float()
+    if not norm_before_gate:
+        value = value * gate
+    grouped = split_last(value, value.shape[-1] // group_size)
+    inverse = torch.rsqrt(grouped.square().mean(dim=-1, keepdim=True) + eps)
+    y = (grouped * inverse).flatten(-2) * weight
+    return _encode_rows(y * gate if norm_before_gate else y, code, per_token, dtype)
 
 
 def hadamard_quant(

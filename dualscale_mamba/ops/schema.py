@@ -50,6 +50,24 @@ SCHEMAS: dict[str, str] = {
         " Tensor? B_code, Tensor C, Tensor? C_code, Tensor? D, Tensor? z, Tensor? z_code,"
         " Tensor? delta_bias, ScalarType dtype) -> Tensor"
     ),
+    # State space duality (Dao & Gu 2024, section 6): x (B, L, H*P), delta (B, L, H), A (H,) fp32, negative;
+    # B, C (B, L, groups*N), group g serves heads g*H/groups up to (g+1)*H/groups; D, delta_bias (H,) fp32;
+    # initial (B, H, P, N) fp32 or fp16. Each of x, delta, B, C is int8 or floating point on its own (delta_code: knee,
+    # one row; the others any). delta' = clamp(softplus(delta + delta_bias), delta_min, delta_max);
+    # h' = exp(delta' A) h + delta' x B^T; y = h' C + D x. `chunk` bounds the tokens of one matmul block and changes
+    # rounding only; smaller blocks are allowed. -> y (B, L, H*P) dtype, last state (B, H, P, N) state_dtype
+    "ssd_scan": (
+        "(Tensor x, Tensor? x_code, Tensor delta, Tensor? delta_code, Tensor A, Tensor B, Tensor? B_code,"
+        " Tensor C, Tensor? C_code, Tensor? D, Tensor? delta_bias, float delta_min, float delta_max, int groups,"
+        " Tensor? initial, int chunk, ScalarType state_dtype, ScalarType dtype) -> (Tensor, Tensor)"
+    ),
+    # One token of the same: state (B, H, P, N) fp32 or fp16 in place; x (B, H*P), delta (B, H),
+    # B, C (B, groups*N); -> y (B, H*P)
+    "ssd_state_update": (
+        "(Tensor(a!) state, Tensor x, Tensor? x_code, Tensor delta, Tensor? delta_code, Tensor A, Tensor B,"
+        " Tensor? B_code, Tensor C, Tensor? C_code, Tensor? D, Tensor? delta_bias, float delta_min,"
+        " float delta_max, int groups, ScalarType dtype) -> Tensor"
+    ),
     # residual' = residual + x (in residual_dtype); y = residual' / rms(residual') * weight.
     # x, residual (..., C) float; weight (C,) fp32. -> y (..., C), residual' (..., C), row_scale (rows,) fp32
     # With per_token, y is int8 = round(y / row_scale), row_scale = max|y| / 127 of the row (code must be None);
@@ -57,6 +75,13 @@ SCHEMAS: dict[str, str] = {
     "rms_norm_quant": (
         "(Tensor x, Tensor? residual, Tensor weight, float eps, Tensor? code, bool per_token,"
         " ScalarType residual_dtype, ScalarType dtype) -> (Tensor, Tensor, Tensor)"
+    ),
+    # y = norm(x * SiLU(z)) * weight, or norm(x) * weight * SiLU(z) with norm_before_gate; norm divides each group of
+    # group_size adjacent channels by its root mean square. x (..., C) float; z (..., C) float or int8 [z_code: knee,
+    # one row]; weight (C,) fp32; then as rms_norm_quant. -> y (..., C), row_scale (rows,) or empty
+    "gated_rms_norm_quant": (
+        "(Tensor x, Tensor z, Tensor? z_code, Tensor weight, float eps, int group_size, bool norm_before_gate,"
+        " Tensor? code, bool per_token, ScalarType dtype) -> (Tensor, Tensor)"
     ),
     # y = x (base (x) H_{2^k})^T / sqrt(C), C = m * 2^k, base (m, m) fp32 with entries +-1, in fp32; then as
     # rms_norm_quant. x (..., C) float. -> y (..., C), row_scale (rows,) or empty
