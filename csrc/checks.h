@@ -255,6 +255,22 @@ inline int64_t checked_norm(const char* op, const Tensor& x, const OptionalTenso
   return channels;
 }
 
+// All of gated_rms_norm_quant's arguments; returns the channels.
+inline int64_t checked_gated_norm(const char* op, const Tensor& x, const Tensor& z,
+                                  const OptionalTensor& z_code, const Tensor& weight, int64_t group_size,
+                                  const OptionalTensor& code, bool per_token, ScalarType dtype) {
+  const int64_t channels = checked_rows(op, x);
+  check_same_shape({op, "z"}, z, x);
+  check_activation({op, "z"}, z, z_code, Codes::kKneeOneRow, x);
+  check_parameter({op, "weight"}, weight, {channels}, x);
+  if (group_size < 1 || channels % group_size != 0) {
+    refuse({op, "group_size"}, "is " + std::to_string(group_size),
+           "a divisor of " + std::to_string(channels) + ", the number of channels");
+  }
+  check_row_code(op, code, per_token, channels, dtype, x);
+  return channels;
+}
+
 // All of hadamard_quant's arguments; returns the channels.
 inline int64_t checked_hadamard(const char* op, const Tensor& x, const Tensor& base,
                                 const OptionalTensor& code, bool per_token, ScalarType dtype) {
