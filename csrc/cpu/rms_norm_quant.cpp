@@ -1,4 +1,4 @@
-// Residual add + RMSNorm + encode, one row a task.
+// Residual add or gate + RMSNorm + encode, by rows.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -30,6 +30,16 @@ float sum_of_squares(const float* row, int64_t n) {
     }
   }
   return parts[0];
+}
+
+// out = value / rms(value) * gains, where out may be value.
+void normalize(const float* value, const float* gains, int64_t n, double eps, float* out) {
+  const float mean = sum_of_squares(value, n) / static_cast<float>(n);
+  const float inverse = 1.0f / std::sqrt(mean + static_cast<float>(eps));
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = value[i] * inverse * gains[i];
+  }
 }
 
 std::tuple<Tensor, Tensor, Tensor> rms_norm_quant(const Tensor& x, const OptionalTensor& residual,
@@ -65,16 +75,58 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm_quant(const Tensor& x, const Optiona
       totals.write(sum, row * channels, 0, channels);
       // The norm sees what the next layer will see: the residual as it was stored.
       value = rounded.read(row * channels, 0, channels, scratch);
-      const float mean = sum_of_squares(value, channels) / static_cast<float>(channels);
-      const float inverse = 1.0f / std::sqrt(mean + static_cast<float>(eps));
-#pragma omp simd
-      for (int64_t i = 0; i < channels; ++i) {
-        sum[i] = value[i] * inverse * gains[i];
-      }
+      normalize(value, gains, channels, eps, sum);
       writer.write(sum, row);
     }
   });
   return {result.y, total, result.row_scale};
+}
+
+std::tuple<Tensor, Tensor> gated_rms_norm_quant(const Tensor& x, const Tensor& z,
+                                                const OptionalTensor& z_code, const Tensor& weight,
+                                                double eps, int64_t group_size, bool norm_before_gate,
+                                                const OptionalTensor& code, bool per_token,
+                                                ScalarType dtype) {
+  const char* op = "gated_rms_norm_quant";
+  const int64_t channels = checked_gated_norm(op, x, z, z_code, weight, group_size, code, per_token, dtype);
+
+  const RowOffsets offsets(x), gate_offsets(z);
+  const int64_t rows = offsets.rows();
+  RowCodes result(x, code, per_token, rows, dtype);
+  const RowWriter writer(result, code, per_token, channels);
+  const Source inputs(x, std::nullopt), gates(z, z_code);
+  const float* const gains = weight.const_data_ptr<float>();
+
+  torch::stable::parallel_for(0, rows, kGrain / channels + 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> buffer(static_cast<size_t>(2 * channels));
+    float *const y = buffer.data(), *const gate = y + channels;
+    const auto apply_gate = [&] {
+#pragma omp simd
+      for (int64_t i = 0; i < channels; ++i) {
+        y[i] *= gate[i];
+      }
+    };
+    for (int64_t row = begin; row < end; ++row) {
+      const float* value = gates.read(gate_offsets(row), 0, channels, gate);
+#pragma omp simd
+      for (int64_t i = 0; i < channels; ++i) {
+        gate[i] = silu_of(value[i]);
+      }
+      value = inputs.read(offsets(row), 0, channels, y);
+      std::copy(value, value + (value == y ? 0 : channels), y);
+      if (!norm_before_gate) {
+        apply_gate();
+      }
+      for (int64_t c = 0; c < channels; c += group_size) {
+        normalize(y + c, gains + c, group_size, eps, y + c);
+      }
+      if (norm_before_gate) {
+        apply_gate();
+      }
+      writer.write(y, row);
+    }
+  });
+  return {result.y, result.row_scale};
 }
 
 }  // namespace
@@ -82,4 +134,5 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm_quant(const Tensor& x, const Optiona
 
 STABLE_TORCH_LIBRARY_IMPL(dualscale, CPU, m) {
   m.impl("rms_norm_quant", TORCH_BOX(&dualscale::cpu::rms_norm_quant));
+  m.impl("gated_rms_norm_quant", TORCH_BOX(&dualscale::cpu::gated_rms_norm_quant));
 }

@@ -70,6 +70,30 @@ DUALSCALE_INLINE Vec broadcast(float x) { return x - Vec{}; }
 
 DUALSCALE_INLINE void store_vec(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
+// to[i] += the sum over all lanes of rows[i]. The rows are folded into one register, a quarter of whose lanes
+// belongs to each.
+DUALSCALE_INLINE void add_sums(const Vec (&rows)[4], float* to) {
+#if defined(__AVX512F__)
+  const __m512 ab = _mm512_unpacklo_ps(rows[0], rows[1]) + _mm512_unpackhi_ps(rows[0], rows[1]);
+  const __m512 cd = _mm512_unpacklo_ps(rows[2], rows[3]) + _mm512_unpackhi_ps(rows[2], rows[3]);
+  const __m512 all = _mm512_shuffle_ps(ab, cd, 0x44) + _mm512_shuffle_ps(ab, cd, 0xee);
+  const __m256 half =
+      _mm512_castps512_ps256(all) + _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(all), 1));
+#elif defined(__AVX2__)
+  const __m256 ab = _mm256_unpacklo_ps(rows[0], rows[1]) + _mm256_unpackhi_ps(rows[0], rows[1]);
+  const __m256 cd = _mm256_unpacklo_ps(rows[2], rows[3]) + _mm256_unpackhi_ps(rows[2], rows[3]);
+  const __m256 half = _mm256_shuffle_ps(ab, cd, 0x44) + _mm256_shuffle_ps(ab, cd, 0xee);
+#endif
+#if defined(__AVX2__)
+  const __m128 sums = _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
+  _mm_storeu_ps(to, _mm_loadu_ps(to) + sums);
+#else
+  for (int i = 0; i < 4; ++i) {
+    to[i] += (rows[i][0] + rows[i][2]) + (rows[i][1] + rows[i][3]);
+  }
+#endif
+}
+
 constexpr float kLog2E = 1.44269504f;
 // Adding and subtracting 1.5 * 2^23 rounds to an integer, which then lies in the low bits.
 constexpr float kRounder = 12582912.0f;
