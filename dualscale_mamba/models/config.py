@@ -1,29 +1,21 @@
-"""The shape of a Mamba-1 language model, read from a checkpoint's ``config.json``.
-
-Two layouts exist and are told apart by content: transformers files carry ``model_type``, state-spaces files
-carry ``d_model`` only.
-"""
+"""The sizes of a language model, one class a family; the letters are those of the modules of the mixers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 
-from dualscale_mamba.errors import CheckpointError, ConfigError
+from dualscale_mamba.errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-# Options of the official mixer that only shape the initial weights or choose a code path.
-_WITHOUT_EFFECT = frozenset({"dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "use_fast_path"})
-
 
 @dataclass(frozen=True)
-class MambaConfig:
-    """Sizes of a Mamba-1 language model; the letters are those of :mod:`dualscale_mamba.models.mamba`.
+class ModelConfig:
+    """What both families have.
 
     Attributes:
         d_model: Width D of the residual stream.
@@ -32,12 +24,14 @@ class MambaConfig:
         d_state: State size N.
         d_conv: Convolution width W.
         expand: E / D.
-        dt_rank: Rank R of delta; 0 means ceil(D / 16).
         norm_eps: Added to the mean square in RMSNorm.
         tie_embeddings: Whether the head is the embedding.
         conv_bias: Whether the convolution has a bias.
         bias: Whether in_proj and out_proj have one.
+        family: A key of :data:`dualscale_mamba.sites.SITES`.
     """
+
+    family: ClassVar[str]
 
     d_model: int
     n_layer: int
@@ -45,21 +39,72 @@ class MambaConfig:
     d_state: int = 16
     d_conv: int = 4
     expand: int = 2
-    dt_rank: int = 0
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     conv_bias: bool = True
     bias: bool = False
-    family: str = "mamba1"
-
-    def __post_init__(self) -> None:
-        if self.dt_rank == 0:
-            object.__setattr__(self, "dt_rank", math.ceil(self.d_model / 16))
 
     @property
     def d_inner(self) -> int:
         """Number of channels E."""
         return self.expand * self.d_model
+
+
+@dataclass(frozen=True)
+class MambaConfig(ModelConfig):
+    """Mamba-1.
+
+    Attributes:
+        dt_rank: Rank R of delta; 0 means ceil(D / 16).
+    """
+
+    family: ClassVar[str] = "mamba1"
+
+    dt_rank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dt_rank == 0:
+            object.__setattr__(self, "dt_rank", math.ceil(self.d_model / 16))
+
+
+@dataclass(frozen=True)
+class Mamba2Config(ModelConfig):
+    """Mamba-2.
+
+    Attributes:
+        head_dim: Channels P of a head.
+        n_groups: Groups G of heads that share B and C.
+        chunk_size: Most tokens of one matrix product of the scan; changes rounding only.
+        delta_min: Lower limit of delta after softplus.
+        delta_max: Upper limit.
+        norm_before_gate: Whether the mixer's norm gates the normed values rather than norms the gated ones.
+        norm_group_size: Channels that share one mean square in that norm; 0 means E / G.
+    """
+
+    family: ClassVar[str] = "mamba2"
+
+    d_state: int = 128
+    head_dim: int = 64
+    n_groups: int = 1
+    chunk_size: int = 256
+    delta_min: float = 0.0
+    delta_max: float = math.inf
+    norm_before_gate: bool = False
+    norm_group_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.norm_group_size == 0:
+            object.__setattr__(self, "norm_group_size", self.d_inner // max(self.n_groups, 1))
+
+    @property
+    def n_heads(self) -> int:
+        """Number of heads H."""
+        return self.d_inner // self.head_dim
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels E + 2GN of the convolution: x, B and C."""
+        return self.d_inner + 2 * self.n_groups * self.d_state
 
 
 def dtype_from_name(name: str, device: torch.device, key: str = "model.dtype") -> torch.dtype:
@@ -73,97 +118,3 @@ def dtype_from_name(name: str, device: torch.device, key: str = "model.dtype") -
     if name not in DTYPES:
         raise ConfigError(key, name, "one of auto, " + ", ".join(DTYPES))
     return DTYPES[name]
-
-
-def config_from_json(raw: Mapping[str, Any], where: str) -> MambaConfig:
-    """The model's sizes from the content of a ``config.json`` in either layout.
-
-    Args:
-        raw: The parsed file.
-        where: Its path, for messages.
-
-    Raises:
-        CheckpointError: A family that is not supported yet, or a field that is missing or not understood.
-    """
-    if "quantization_config" in raw:
-        raise CheckpointError(f"{where}: the checkpoint is quantized already; give the original weights")
-    try:
-        config = _from_transformers(raw, where) if "model_type" in raw else _from_state_spaces(raw, where)
-    except KeyError as error:
-        raise CheckpointError(f"{where}: the field {error} is missing") from error
-    except TypeError as error:
-        raise CheckpointError(f"{where}: a field has the wrong type ({error})") from error
-    _check_sizes(config, where)
-    return config
-
-
-def _unsupported(where: str, what: str) -> CheckpointError:
-    return CheckpointError(f"{where}: {what} is not supported yet; Mamba-1 language models are")
-
-
-def _check_sizes(config: MambaConfig, where: str) -> None:
-    for name in ("d_model", "n_layer", "vocab_size", "d_state", "d_conv", "expand", "dt_rank"):
-        value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise CheckpointError(f"{where}: {name} must be a positive whole number, it is {value!r}")
-    if not 2 <= config.d_conv <= 4:
-        raise _unsupported(where, f"a convolution of width {config.d_conv} (2 to 4 are)")
-
-
-def _from_state_spaces(raw: Mapping[str, Any], where: str) -> MambaConfig:
-    if "d_model" not in raw:
-        raise CheckpointError(
-            f"{where}: neither the state-spaces layout (no d_model) nor that of transformers (no model_type)."
-            f" Its fields are {', '.join(sorted(raw)) or 'none'}"
-        )
-    ssm = dict(raw.get("ssm_cfg") or {})
-    layer = ssm.pop("layer", "Mamba1")
-    if raw.get("attn_layer_idx"):
-        raise _unsupported(where, f"a hybrid with attention (attn_layer_idx {raw['attn_layer_idx']})")
-    if layer != "Mamba1":
-        raise _unsupported(where, f"the layer {layer}")
-    if raw.get("d_intermediate"):
-        raise _unsupported(where, f"an MLP in each block (d_intermediate {raw['d_intermediate']})")
-    if not raw.get("rms_norm", True):
-        raise _unsupported(where, "LayerNorm (rms_norm false)")
-    multiple = raw.get("pad_vocab_size_multiple") or 8
-    rank = ssm.pop("dt_rank", "auto")
-    known = {
-        name: ssm.pop(name) for name in ("d_state", "d_conv", "expand", "conv_bias", "bias") if name in ssm
-    }
-    unknown = sorted(set(ssm) - _WITHOUT_EFFECT)
-    if unknown:
-        raise _unsupported(where, f"ssm_cfg with {', '.join(unknown)}")
-    return MambaConfig(
-        d_model=raw["d_model"],
-        n_layer=raw["n_layer"],
-        vocab_size=math.ceil(raw["vocab_size"] / multiple) * multiple,
-        dt_rank=0 if rank == "auto" else rank,
-        tie_embeddings=raw.get("tie_embeddings", True),
-        **known,
-    )
-
-
-def _from_transformers(raw: Mapping[str, Any], where: str) -> MambaConfig:
-    if raw["model_type"] != "mamba":
-        raise _unsupported(where, f"the model type {raw['model_type']}")
-    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise _unsupported(where, f"the activation {raw['hidden_act']}")
-    d_model = raw["hidden_size"]
-    d_inner = raw.get("intermediate_size") or raw.get("expand", 2) * d_model
-    if d_inner % d_model:
-        raise _unsupported(where, f"intermediate_size {d_inner}, no multiple of hidden_size {d_model},")
-    rank = raw.get("time_step_rank", "auto")
-    return MambaConfig(
-        d_model=d_model,
-        n_layer=raw["num_hidden_layers"],
-        vocab_size=raw["vocab_size"],
-        d_state=raw.get("state_size", 16),
-        d_conv=raw.get("conv_kernel", 4),
-        expand=d_inner // d_model,
-        dt_rank=0 if rank == "auto" else rank,
-        norm_eps=raw.get("layer_norm_epsilon", 1e-5),
-        tie_embeddings=raw.get("tie_word_embeddings", True),
-        conv_bias=raw.get("use_conv_bias", True),
-        bias=raw.get("use_bias", False),
-    )

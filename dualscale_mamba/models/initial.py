@@ -7,15 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from dualscale_mamba.models.config import MambaConfig
-from dualscale_mamba.models.mamba import MambaLM
+from dualscale_mamba.models.config import MambaConfig, ModelConfig
+from dualscale_mamba.models.language_model import MambaLM
 
 # Models of `random:NAME`; the vocabulary is that of the embedded tokenizer.
 RANDOM_SIZES = {"tiny": MambaConfig(d_model=64, n_layer=2, vocab_size=4096)}
 DELTA_RANGE = (1e-3, 1e-1)
 
 
-def initialize(config: MambaConfig, seed: int) -> dict[str, Tensor]:
+def initialize(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     """fp32 weights of a :class:`MambaLM` by name, the same for the same seed on every machine."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
@@ -26,7 +26,7 @@ def initialize(config: MambaConfig, seed: int) -> dict[str, Tensor]:
     return weights
 
 
-def _initial(name: str, shape: torch.Size, config: MambaConfig, generator: torch.Generator) -> Tensor:
+def _initial(name: str, shape: torch.Size, config: ModelConfig, generator: torch.Generator) -> Tensor:
     last = name.rsplit(".", 1)[-1]
     if last == "A_log":
         return torch.log(torch.arange(1, shape[1] + 1, dtype=torch.float32)).repeat(shape[0], 1)

@@ -1,6 +1,6 @@
 """What weights are called: tables from each checkpoint layout to this package and back.
 
-The package uses the names of the state-spaces checkpoints but for the bias of dt_proj, which the scan adds.
+The package uses the names of the state-spaces checkpoints but for the bias of dt_proj (Mamba-1), which the scan adds.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ FROM_CHECKPOINT: tuple[tuple[str, str], ...] = (
     (r"^backbone\.embeddings\.weight$", r"backbone.embedding.weight"),  # transformers
     (r"^(backbone\.layers\.\d+\.mixer)\.dt_proj\.bias$", r"\1.dt_bias"),
 )
-TO_STATE_SPACES: tuple[tuple[str, str], ...] = (
-    (r"^(backbone\.layers\.\d+\.mixer)\.dt_bias$", r"\1.dt_proj.bias"),
-)
-TO_TRANSFORMERS: tuple[tuple[str, str], ...] = (
-    (r"^backbone\.embedding\.weight$", r"backbone.embeddings.weight"),
-    *TO_STATE_SPACES,
-)
+TO_STATE_SPACES: dict[str, tuple[tuple[str, str], ...]] = {
+    "mamba1": ((r"^(backbone\.layers\.\d+\.mixer)\.dt_bias$", r"\1.dt_proj.bias"),),
+    "mamba2": (),
+}
+TO_TRANSFORMERS: dict[str, tuple[tuple[str, str], ...]] = {
+    family: ((r"^backbone\.embedding\.weight$", r"backbone.embeddings.weight"), *table)
+    for family, table in TO_STATE_SPACES.items()
+}
 
 EMBEDDING = "backbone.embedding.weight"
 HEAD = "lm_head.weight"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.models import names
-from dualscale_mamba.models.config import MambaConfig
+from dualscale_mamba.models.config import Mamba2Config, MambaConfig, ModelConfig
 from dualscale_mamba.quantization.site import Site
 
 KEY, NAME = "model.implementation", "mamba_ssm"
@@ -30,6 +30,8 @@ class OfficialCache:
 class OfficialLM(nn.Module):
     """``MambaLMHeadModel`` with the weights of a checkpoint; it has no sites and cannot be quantized.
 
+    The states of Mamba-2 between calls are of the weights' type there.
+
     Args:
         config: Sizes.
         weights: By this package's names.
@@ -43,7 +45,7 @@ class OfficialLM(nn.Module):
 
     def __init__(
         self,
-        config: MambaConfig,
+        config: ModelConfig,
         weights: Mapping[str, Tensor],
         dtype: torch.dtype,
         residual_dtype: torch.dtype,
@@ -59,7 +61,7 @@ class OfficialLM(nn.Module):
         self.lm = _build(config, residual_dtype == torch.float32, dtype, device)
         self.lm.load_state_dict(
             {
-                names.rename(name, names.TO_STATE_SPACES): value[:, None]
+                names.rename(name, names.TO_STATE_SPACES[config.family]): value[:, None]
                 if names.is_conv_weight(name)
                 else value
                 for name, value in weights.items()
@@ -118,7 +120,7 @@ def check_available(device: torch.device) -> None:
         raise ConfigError(KEY, NAME, "native without the package mamba_ssm", hint) from error
 
 
-def _build(config: MambaConfig, fp32_residual: bool, dtype: torch.dtype, device: torch.device) -> Any:
+def _build(config: ModelConfig, fp32_residual: bool, dtype: torch.dtype, device: torch.device) -> Any:
     from mamba_ssm.models.config_mamba import MambaConfig as OfficialConfig
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 
@@ -126,17 +128,26 @@ def _build(config: MambaConfig, fp32_residual: bool, dtype: torch.dtype, device:
         d_model=config.d_model,
         n_layer=config.n_layer,
         vocab_size=config.vocab_size,
-        ssm_cfg={
-            "layer": "Mamba1",
-            "d_state": config.d_state,
-            "d_conv": config.d_conv,
-            "expand": config.expand,
-            "dt_rank": config.dt_rank,
-            "conv_bias": config.conv_bias,
-            "bias": config.bias,
-        },
+        ssm_cfg=_options(config),
         residual_in_fp32=fp32_residual,
         pad_vocab_size_multiple=1,
         tie_embeddings=config.tie_embeddings,
     )
     return MambaLMHeadModel(official, device=device, dtype=dtype).eval()
+
+
+def _options(config: ModelConfig) -> dict[str, Any]:
+    """The arguments of the official mixer."""
+    shared = {name: getattr(config, name) for name in ("d_state", "d_conv", "expand", "conv_bias", "bias")}
+    if isinstance(config, MambaConfig):
+        return {"layer": "Mamba1", "dt_rank": config.dt_rank, **shared}
+    assert isinstance(config, Mamba2Config)
+    return {
+        "layer": "Mamba2",
+        "headdim": config.head_dim,
+        "ngroups": config.n_groups,
+        "chunk_size": config.chunk_size,
+        "dt_limit": (config.delta_min, config.delta_max),
+        "norm_before_gate": config.norm_before_gate,
+        **shared,
+    }

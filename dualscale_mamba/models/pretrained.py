@@ -14,9 +14,10 @@ from torch import Tensor
 from dualscale_mamba.data.tokenizer import Tokenizer
 from dualscale_mamba.errors import CheckpointError, ConfigError
 from dualscale_mamba.models import names
-from dualscale_mamba.models.config import MambaConfig, config_from_json
+from dualscale_mamba.models.config import ModelConfig
+from dualscale_mamba.models.config_json import config_from_json
 from dualscale_mamba.models.initial import RANDOM_SIZES, initialize
-from dualscale_mamba.models.mamba import MambaLM
+from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.official import OfficialLM, check_available
 from dualscale_mamba.models.weights import (
     fit_report,
@@ -55,7 +56,7 @@ class Pretrained:
 
     model: MambaLM | OfficialLM
     tokenizer: Tokenizer
-    config: MambaConfig
+    config: ModelConfig
     source: str
     weights_hash: str
 
@@ -112,7 +113,7 @@ def load_pretrained(
 
 @dataclass(frozen=True)
 class _Read:
-    config: MambaConfig
+    config: ModelConfig
     weights: dict[str, Tensor]
     tokenizer: Tokenizer
     fingerprint: str
@@ -203,7 +204,7 @@ def _tokenizer(folder: Path, source: str, eos: object) -> Tokenizer:
 
 
 def fitted(
-    config: MambaConfig, weights: Mapping[str, Tensor], dtype: torch.dtype, where: str
+    config: ModelConfig, weights: Mapping[str, Tensor], dtype: torch.dtype, where: str
 ) -> dict[str, Tensor]:
     """Weights under this package's names, shapes and types, complete and finite.
 
@@ -237,7 +238,7 @@ def fitted(
     return converted
 
 
-def _check_tie(config: MambaConfig, found: dict[str, Tensor], where: str) -> None:
+def _check_tie(config: ModelConfig, found: dict[str, Tensor], where: str) -> None:
     """Complete a tied head, or refuse one that is not the embedding."""
     embedding, head = found.get(names.EMBEDDING), found.get(names.HEAD)
     if not config.tie_embeddings or embedding is None:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from dualscale_mamba.models.mamba import MambaLM
+from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.observers.histogram import Histogram
 from dualscale_mamba.quantization.recipe import Recipe
 from dualscale_mamba.quantization.site import Site

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 import torch
 
 from dualscale_mamba.formats.base import Code
-from dualscale_mamba.models.mamba import MambaLM, MambaMixer
+from dualscale_mamba.models.language_model import MambaLM
+from dualscale_mamba.models.mamba import MambaMixer
+from dualscale_mamba.models.mixer import Mixer
 from dualscale_mamba.observers.base import Fitted
 from dualscale_mamba.observers.histogram import Histogram
 from dualscale_mamba.quantization.calibration import Calibration, calibrate, calibration_key
 from dualscale_mamba.quantization.recipe import Recipe
 from dualscale_mamba.quantization.rotation import base_for, rotate_columns
-from dualscale_mamba.quantization.site import Site
 from dualscale_mamba.quantization.weights import quantize_weight
 
 __all__ = ["QuantizationReport", "calibrate", "calibration_key", "convert", "prepare"]
@@ -74,7 +75,8 @@ def convert(model: MambaLM, calibration: Calibration, recipe: Recipe) -> Quantiz
         site.set_code(fitted.code.to(model.device))
         report.sites.append(describe(name, histogram, fitted, type(recipe.observer_of(short)).__name__))
     for block in model.blocks():
-        block.mixer.x_proj_reads = recipe.x_proj_reads
+        if isinstance(block.mixer, MambaMixer):
+            block.mixer.x_proj_reads = recipe.x_proj_reads
         if recipe.weights_bits is not None:
             quantize_mixer_weights(block.mixer)
     report.summary = _summary(report.sites)
@@ -87,29 +89,22 @@ def _unit_code(device: torch.device) -> Code:
     return Code(rows)
 
 
-def quantize_mixer_weights(mixer: MambaMixer) -> None:
-    """int8, one scale an output channel: the four projections and the convolution.
+def quantize_mixer_weights(mixer: Mixer) -> None:
+    """int8, one scale an output channel: the projections and the convolution.
 
     The convolution's few weights stay decoded in fp32, on the int8 grid: its kernel multiplies them in fp32.
     """
-    for layer in (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj):
+    for layer, _ in mixer.projections():
         layer.quantize_weight()
     mixer.conv1d.weight.data = quantize_weight(mixer.conv1d.weight).decoded()
     _drop_unread(mixer)
 
 
-def _drop_unread(mixer: MambaMixer) -> None:
+def _drop_unread(mixer: Mixer) -> None:
     """Free float copies of weights whose input is int8 for certain."""
-    readers: list[tuple[Site, torch.nn.Module]] = [
-        (mixer.in_proj_input, mixer.in_proj),
-        (mixer.dt_input, mixer.dt_proj),
-        (mixer.out_proj_input, mixer.out_proj),
-    ]
-    if mixer.x_proj_reads == "codes":
-        readers.append((mixer.ssm_input, mixer.x_proj))
-    for site, layer in readers:
-        if site.code is not None and site.code.is_scalar_knee:
-            layer.drop_float_weight()  # type: ignore[operator]
+    for layer, site in mixer.projections():
+        if site is not None and site.code is not None and site.code.is_scalar_knee:
+            layer.drop_float_weight()
 
 
 def describe(name: str, histogram: Histogram, fitted: Fitted, observer: str) -> SiteRow:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dualscale_mamba import ops
-from dualscale_mamba.models.mamba import MambaLM
+from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.pretrained import ASSETS, Pretrained, load_pretrained
 
 

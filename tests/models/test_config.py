@@ -8,7 +8,8 @@ import torch
 import yaml
 
 from dualscale_mamba.errors import CheckpointError, ConfigError
-from dualscale_mamba.models.config import MambaConfig, config_from_json, dtype_from_name
+from dualscale_mamba.models.config import MambaConfig, dtype_from_name
+from dualscale_mamba.models.config_json import config_from_json
 from dualscale_mamba.models.pretrained import check_source
 
 STATE_SPACES = {
@@ -19,6 +20,16 @@ STATE_SPACES = {
     "pad_vocab_size_multiple": 8,
 }
 TRANSFORMERS = {"model_type": "mamba", "hidden_size": 768, "num_hidden_layers": 24, "vocab_size": 50280}
+MODEL_KEYS = {
+    "name",
+    "family",
+    "source",
+    "revision",
+    "implementation",
+    "dtype",
+    "residual_dtype",
+    "state_dtype",
+}
 FILES = sorted((Path(__file__).resolve().parents[2] / "conf" / "model").glob("*.yaml"))
 
 
@@ -112,7 +123,7 @@ def test_dtype_names() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_model_file(path: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(path.read_text())
-    assert set(content) == {"name", "source", "revision", "implementation", "dtype", "residual_dtype"}
+    assert set(content) == MODEL_KEYS
     assert content["name"] == path.stem
     source = content["source"].replace("${paths.checkpoints}", str(tmp_path))
     if source != content["source"]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.models.generation import generate
-from dualscale_mamba.models.mamba import MambaLM
+from dualscale_mamba.models.language_model import MambaLM
 
 
 class Fixed:

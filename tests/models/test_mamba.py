@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.formats.base import Code, knee_code, table_code
 from dualscale_mamba.models.cache import LayerCache
-from dualscale_mamba.models.mamba import SITE_NAMES, MambaLM
+from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.pretrained import Pretrained
 from dualscale_mamba.observers.histogram import Histogram
+from dualscale_mamba.sites import MAMBA1_SITES
 
 IDS = torch.randint(0, 4096, (2, 21), generator=torch.Generator().manual_seed(1))
 
@@ -123,7 +124,7 @@ def test_conv_state_is_the_last_inputs(lengths: list[int]) -> None:
     torch.testing.assert_close(state.conv, seen[:, -3:], atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("name", SITE_NAMES)
+@pytest.mark.parametrize("name", MAMBA1_SITES)
 def test_each_site_alone_stays_close(tiny: Pretrained, name: str) -> None:
     model = tiny.model
     assert isinstance(model, MambaLM)
@@ -134,7 +135,7 @@ def test_each_site_alone_stays_close(tiny: Pretrained, name: str) -> None:
 
 
 def test_int8_everywhere_prefills_and_steps_alike(small: MambaLM) -> None:
-    turn_on(small, *SITE_NAMES)
+    turn_on(small, *MAMBA1_SITES)
     cache = small.allocate_cache(2)
     assert all(state.conv.dtype == torch.int8 for state in cache.layers)
     whole = small(IDS)
@@ -147,7 +148,7 @@ def test_int8_weights_and_activations_do_not_depend_on_the_cut(tiny: Pretrained)
     """Integer products are exact, so that no code flips: only the float head rounds by its shape."""
     model = copy.deepcopy(tiny.model)
     assert isinstance(model, MambaLM)
-    turn_on(model, *SITE_NAMES)
+    turn_on(model, *MAMBA1_SITES)
     for block in model.blocks():
         for linear in (block.mixer.in_proj, block.mixer.x_proj, block.mixer.dt_proj, block.mixer.out_proj):
             linear.quantize_weight()

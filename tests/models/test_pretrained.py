@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dualscale_mamba.errors import CheckpointError, ConfigError
 from dualscale_mamba.models import names, pretrained, weights
-from dualscale_mamba.models.mamba import MambaLM
+from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.pretrained import ASSETS, Pretrained, check_source, load_pretrained
 
 IDS = torch.randint(0, 4096, (1, 12), generator=torch.Generator().manual_seed(2))
@@ -36,7 +36,7 @@ def to_transformers(folder: Path, source: Path = ASSETS / "mamba1-tiny") -> None
     ours = {names.rename(name, names.FROM_CHECKPOINT): value for name, value in tensors.items()}
     folder.mkdir(exist_ok=True)
     save_file(
-        {names.rename(name, names.TO_TRANSFORMERS): value for name, value in ours.items()},
+        {names.rename(name, names.TO_TRANSFORMERS["mamba1"]): value for name, value in ours.items()},
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )

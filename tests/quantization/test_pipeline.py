@@ -20,7 +20,7 @@ from dualscale_mamba.formats.single import Single
 from dualscale_mamba.formats.soft_edge import SoftEdge
 from dualscale_mamba.formats.unquantized import Unquantized
 from dualscale_mamba.granularity import PerChannel, PerTensor
-from dualscale_mamba.models.mamba import MambaLM
+from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.pretrained import Pretrained, load_pretrained
 from dualscale_mamba.observers.percentile import Percentile
 from dualscale_mamba.quantization.calibration import Calibration, calibrate, calibration_key, run_calibration
