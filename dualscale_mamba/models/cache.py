@@ -13,16 +13,16 @@ class LayerCache:
     """The states of one mixer, updated in place.
 
     Attributes:
-        conv: The last W-1 inputs of the convolution, ``(B, W-1, E)``, in the type that enters it: int8 where
+        conv: The last W-1 inputs of the convolution, ``(B, W-1, C)``, in the type that enters it: int8 where
             the site ``conv_input`` is on, floating point elsewhere.
-        ssm: h, fp32 ``(B, E, N)``.
+        ssm: h, ``(B, E, N)`` of Mamba-1, fp32, or ``(B, H, P, N)`` of Mamba-2, fp32 or fp16.
     """
 
     conv: Tensor
     ssm: Tensor
 
     def push(self, x: Tensor) -> None:
-        """Remember the inputs x ``(B, L, E)`` of a convolution; L may be shorter than W-1."""
+        """Remember the inputs x ``(B, L, C)`` of a convolution; L may be shorter than W-1."""
         kept = self.conv.shape[1]
         if x.shape[1] < kept:
             x = torch.cat([self.conv[:, x.shape[1] :], x], dim=1)

@@ -7,12 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-from dualscale_mamba.models.config import MambaConfig, ModelConfig
+from dualscale_mamba.models.config import Mamba2Config, MambaConfig, ModelConfig
 from dualscale_mamba.models.language_model import MambaLM
 
 # Models of `random:NAME`; the vocabulary is that of the embedded tokenizer.
-RANDOM_SIZES = {"tiny": MambaConfig(d_model=64, n_layer=2, vocab_size=4096)}
+RANDOM_SIZES: dict[str, ModelConfig] = {
+    "tiny": MambaConfig(d_model=64, n_layer=2, vocab_size=4096),
+    "mamba2-tiny": Mamba2Config(d_model=64, n_layer=2, vocab_size=4096, d_state=16, head_dim=16, n_groups=2),
+}
 DELTA_RANGE = (1e-3, 1e-1)
+DECAY_RANGE = (1.0, 16.0)  # of -A in Mamba-2
 
 
 def initialize(config: ModelConfig, seed: int) -> dict[str, Tensor]:
@@ -28,6 +32,9 @@ def initialize(config: ModelConfig, seed: int) -> dict[str, Tensor]:
 
 def _initial(name: str, shape: torch.Size, config: ModelConfig, generator: torch.Generator) -> Tensor:
     last = name.rsplit(".", 1)[-1]
+    if last == "A_log" and config.family == "mamba2":
+        low, high = DECAY_RANGE
+        return torch.log(torch.rand(shape, generator=generator) * (high - low) + low)
     if last == "A_log":
         return torch.log(torch.arange(1, shape[1] + 1, dtype=torch.float32)).repeat(shape[0], 1)
     if last == "D" or "norm" in name:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.models.cache import Cache, LayerCache
-from dualscale_mamba.models.config import MambaConfig, ModelConfig
+from dualscale_mamba.models.config import Mamba2Config, MambaConfig, ModelConfig
 from dualscale_mamba.models.layers import Embedding, RMSNorm
 from dualscale_mamba.models.linear import Linear
 from dualscale_mamba.models.mamba import MambaMixer
+from dualscale_mamba.models.mamba2 import Mamba2Mixer
 from dualscale_mamba.models.mixer import Mixer
 from dualscale_mamba.quantization.site import Site
 
@@ -29,7 +30,8 @@ def make_mixer(config: ModelConfig, dtype: torch.dtype, state_dtype: torch.dtype
         if state_dtype != torch.float32:
             raise ConfigError("model.state_dtype", state_dtype, "float32 for Mamba-1")
         return MambaMixer(config, dtype)
-    raise TypeError(f"no mixer for {type(config).__name__}")
+    assert isinstance(config, Mamba2Config)
+    return Mamba2Mixer(config, dtype, state_dtype)
 
 
 class Block(nn.Module):

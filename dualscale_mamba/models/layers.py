@@ -1,4 +1,4 @@
-"""The small parts of a model: embedding, norm, convolution weight; the last two are fp32 always."""
+"""The small parts of a model: embedding, norms, convolution weight; the last two are fp32 always."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dualscale_mamba import ops
+from dualscale_mamba.models.operands import Operand
 from dualscale_mamba.quantization.site import Activation, Site
 
 
@@ -34,8 +35,28 @@ class RMSNorm(nn.Module):
         return (y if site is None else site.wrap(y, row_scale)), residual
 
 
+class GatedRMSNorm(nn.Module):
+    """RMSNorm in groups of channels of x * SiLU(z), or x * SiLU(z) after it; the weight is fp32."""
+
+    def __init__(
+        self, width: int, eps: float, group_size: int, norm_before_gate: bool, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.weight = parameter(width)
+        self.eps, self.group_size, self.norm_before_gate = eps, group_size, norm_before_gate
+        self.dtype = dtype
+
+    def forward(
+        self, x: Tensor, z: Operand, code: Tensor | None = None, per_token: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """x (..., E) and z (..., E), the gate before SiLU -> (..., E) as ``code`` or ``per_token`` say, row scales."""
+        return ops.gated_rms_norm_quant(
+            x, *z, self.weight, self.eps, self.group_size, self.norm_before_gate, code, per_token, self.dtype
+        )
+
+
 class CausalConv(nn.Module):
-    """Weight (E, W) and bias (E,) of the causal depthwise convolution, fp32."""
+    """Weight (C, W) and bias (C,) of the causal depthwise convolution, fp32."""
 
     def __init__(self, channels: int, width: int, bias: bool) -> None:
         super().__init__()

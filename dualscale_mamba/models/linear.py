@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dualscale_mamba import ops
+from dualscale_mamba.models.code_rows import JoinedRows
 from dualscale_mamba.quantization.site import Activation, Coded, Site, values_of
 from dualscale_mamba.quantization.weights import Int8Weight, quantize_weight
 
@@ -41,7 +42,7 @@ class Linear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         for name in ("weight_codes", "weight_scale", "weight_sum"):
             self.register_buffer(name, None)
-        self._output_code: tuple[list[Tensor], Tensor] | None = None
+        self._joined = JoinedRows()
 
     @property
     def is_quantized(self) -> bool:
@@ -67,7 +68,7 @@ class Linear(nn.Module):
         self, x: Activation, sites: Sequence[Site] = (), splits: Sequence[int] = ()
     ) -> tuple[Activation, ...]:
         """x (..., K) -> one activation a split (..., splits[i]); without sites one floating-point (..., N)."""
-        code = self._joint_code(sites, splits)
+        code = self._joint_code(sites, splits) if sites else None
         y = self._integer_product(x, code) if self._reads_codes(x) else None
         if y is None:
             if not self.weight.numel():
@@ -102,16 +103,7 @@ class Linear(nn.Module):
         """Code rows for the product's epilogue, one an output column; None unless every site can take int8 there."""
         rows = [site.output_code() for site in sites]
         present = [r for r in rows if r is not None and r.shape == (1, 8)]
-        if not rows or len(present) != len(rows):
-            return None
-        if len(present) == 1:
-            return present[0]
-        made_for = self._output_code[0] if self._output_code is not None else []
-        if len(made_for) != len(present) or any(a is not b for a, b in zip(made_for, present, strict=True)):
-            joined = torch.cat([r.expand(n, -1) for r, n in zip(present, splits, strict=True)]).contiguous()
-            self._output_code = (present, joined)
-        assert self._output_code is not None
-        return self._output_code[1]
+        return self._joined(present, splits) if len(present) == len(rows) else None
 
 
 def _emit(values: Tensor, site: Site) -> Activation:

@@ -40,8 +40,8 @@ from dualscale_mamba.models.cache import LayerCache
 from dualscale_mamba.models.config import MambaConfig
 from dualscale_mamba.models.linear import Linear
 from dualscale_mamba.models.mixer import Mixer
-from dualscale_mamba.models.operands import operand, operands
-from dualscale_mamba.quantization.site import Activation, Coded, Site
+from dualscale_mamba.models.operands import any_operand, operand, operands
+from dualscale_mamba.quantization.site import Activation, Site
 from dualscale_mamba.sites import MAMBA1_SITES
 
 X_PROJ_READS = ("codes", "conv_output")
@@ -98,19 +98,8 @@ class MambaMixer(Mixer):
         """u = SiLU(conv(x)) for the scan and for x_proj."""
         fused = self.x_proj_reads == "codes"
         value, x_code = operand(x, self.dtype)
-        weight, bias, code = (
-            self.conv1d.weight,
-            self.conv1d.bias,
-            self.ssm_input.output_code() if fused else None,
-        )
-        if value.dim() == 2:
-            assert state is not None, "a one-token step needs a state"
-            u = ops.causal_conv1d_update(value, x_code, state.conv, weight, bias, code, self.dtype)
-        else:
-            initial = None if state is None else state.conv
-            u = ops.causal_conv1d_encode(value, x_code, weight, bias, initial, code, self.dtype)
-            if state is not None:
-                state.push(value)
+        u = self._conv(value, x_code, state, self.ssm_input.output_code() if fused else None)
+        self._remember(value, state)
         if fused or self.ssm_input.rows is None:
             wrapped = self.ssm_input.wrap(u)
             return wrapped, wrapped
@@ -126,7 +115,7 @@ class MambaMixer(Mixer):
         state: LayerCache | None,
     ) -> Tensor:
         """Algorithm 2, gated: y = (C h + D u) * SiLU(z)."""
-        u, u_code = (u.codes, u.code.rows) if isinstance(u, Coded) else (u, None)
+        u, u_code = any_operand(u)
         (delta, delta_code), (B, B_code), (C, C_code), (z, z_code) = operands((delta, B, C, z), self.dtype)
         A, bias = self.decay(), self.dt_bias
         if u.dim() == 2:

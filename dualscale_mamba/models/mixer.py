@@ -82,6 +82,35 @@ class Mixer(nn.Module):
         self.state_matrix = None  # it belongs to the weights that are replaced
         super()._load_from_state_dict(*arguments)
 
+    def _conv(
+        self,
+        value: Tensor,
+        value_code: Tensor | None,
+        state: LayerCache | None,
+        code: Tensor | None,
+        channels: slice | None = None,
+    ) -> Tensor:
+        """SiLU(conv(value)), of some channels if asked, int8 where there is a code for them.
+
+        A step shifts the state of these channels; after a prefill :meth:`_remember` does it for all at once.
+        """
+        weight: Tensor = self.conv1d.weight
+        bias: Tensor | None = self.conv1d.bias
+        before = None if state is None else state.conv
+        if channels is not None:
+            value, weight = value[..., channels], weight[channels]
+            bias = None if bias is None else bias[channels]
+            before = None if before is None else before[..., channels]
+        if value.dim() == 3:
+            return ops.causal_conv1d_encode(value, value_code, weight, bias, before, code, self.dtype)
+        assert before is not None, "a one-token step needs a state"
+        return ops.causal_conv1d_update(value, value_code, before, weight, bias, code, self.dtype)
+
+    def _remember(self, value: Tensor, state: LayerCache | None) -> None:
+        """Keep the last inputs of the convolution after a prefill (B, L, C)."""
+        if value.dim() == 3 and state is not None:
+            state.push(value)
+
     def _project_out(self, y: Activation) -> Tensor:
         """out_proj (B, L, E) -> (B, L, D)."""
         (out,) = self.out_proj(y)

@@ -105,14 +105,16 @@ class OfficialLM(nn.Module):
         return self.forward(input_ids[:, None], cache)[:, 0]
 
 
-def check_available(device: torch.device) -> None:
+def check_available(device: torch.device, state_dtype: torch.dtype = torch.float32) -> None:
     """Refuse early where the official package cannot run.
 
     Raises:
-        ConfigError: No CUDA device, or the package cannot be imported.
+        ConfigError: No CUDA device, a type of the state was chosen, or the package cannot be imported.
     """
     if device.type != "cuda":
         raise ConfigError(KEY, NAME, f"native on {device.type}", "The official kernels need a CUDA device.")
+    if state_dtype != torch.float32:
+        raise ConfigError("model.state_dtype", state_dtype, f"float32 with {KEY}={NAME}")
     try:
         import mamba_ssm  # noqa: F401 - only whether it can be imported
     except ImportError as error:

@@ -19,6 +19,13 @@ def operand(activation: Activation, dtype: torch.dtype) -> Operand:
     return values_of(activation, dtype), None
 
 
+def any_operand(activation: Activation) -> Operand:
+    """int8 and its code, of whatever family, for an operator that decodes them all; values otherwise."""
+    if isinstance(activation, Coded):
+        return activation.codes, activation.code.rows
+    return activation, None
+
+
 def operands(activations: Sequence[Activation], dtype: torch.dtype) -> list[Operand]:
     """The same for arguments that an operator takes all as int8 or all as values."""
     pairs = [operand(activation, dtype) for activation in activations]

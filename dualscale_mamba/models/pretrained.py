@@ -34,7 +34,8 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 EMBEDDED, RANDOM = "embedded:", "random:"
 IMPLEMENTATIONS = ("native", "mamba_ssm")
 DEFAULT_TOKENIZER = "mamba1-tiny"
-# The published state-spaces/mamba-* repositories carry no tokenizer; they were trained with this one.
+# These published repositories carry no tokenizer; they were trained with this one.
+NEOX_TOKENIZED = ("state-spaces/mamba-", "state-spaces/mamba2-")
 NEOX_TOKENIZER = "EleutherAI/gpt-neox-20b"
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
@@ -70,8 +71,10 @@ def load_pretrained(
     device: torch.device | str = "cpu",
     implementation: str = "native",
     seed: int = 0,
+    family: str | None = None,
+    state_dtype: torch.dtype = torch.float32,
 ) -> Pretrained:
-    """Load a Mamba-1 language model.
+    """Load a Mamba language model.
 
     Args:
         source: A folder, a hub id, ``embedded:NAME`` or ``random:NAME``.
@@ -81,17 +84,20 @@ def load_pretrained(
         device: Where the model shall lie.
         implementation: ``native``, or ``mamba_ssm`` for the official package.
         seed: For the weights of a random model.
+        family: ``mamba1`` or ``mamba2`` to refuse the other one; None takes either.
+        state_dtype: Type of the state of the state space between calls: float32, or float16 for a native Mamba-2.
 
     Raises:
         CheckpointError: The checkpoint cannot be found, read or understood.
-        ConfigError: The source or the implementation cannot work.
+        ConfigError: The source, the implementation or the type of the state cannot work, or the checkpoint is of
+            another family.
     """
     check_source(source)
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError("model.implementation", implementation, " or ".join(IMPLEMENTATIONS))
     if implementation == "mamba_ssm":
-        check_available(torch.device(device))
-    read = _random(source, seed) if source.startswith(RANDOM) else _read(source, revision)
+        check_available(torch.device(device), state_dtype)
+    read = _random(source, seed, family) if source.startswith(RANDOM) else _read(source, revision, family)
     config, where = read.config, read.where
     if read.tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
@@ -103,7 +109,7 @@ def load_pretrained(
     if implementation == "mamba_ssm":
         model = OfficialLM(config, weights, dtype, residual_dtype, torch.device(device))
     else:
-        model = MambaLM(config, dtype, residual_dtype)
+        model = MambaLM(config, dtype, residual_dtype, state_dtype)
         model.load_state_dict(weights, assign=True)
         model.tie()
         model.to(device)
@@ -120,20 +126,28 @@ class _Read:
     where: str
 
 
-def _random(source: str, seed: int) -> _Read:
+def _random(source: str, seed: int, family: str | None) -> _Read:
     config = RANDOM_SIZES[source.removeprefix(RANDOM)]
+    _check_family(config, family, source)
     weights = initialize(config, seed)
     tokenizer = Tokenizer.from_file(ASSETS / DEFAULT_TOKENIZER / "tokenizer.json")
     return _Read(config, weights, tokenizer, hash_tensors(weights), source)
 
 
-def _read(source: str, revision: str | None) -> _Read:
+def _read(source: str, revision: str | None, family: str | None) -> _Read:
     folder = locate(source, revision)
     raw = read_json(folder / "config.json")
     config = config_from_json(raw, str(folder / "config.json"))
+    _check_family(config, family, str(folder))
     tokenizer = _tokenizer(folder, source, raw.get("eos_token_id"))
     files = weight_files(folder)
     return _Read(config, read_weights(files), tokenizer, hash_files(files), str(folder))
+
+
+def _check_family(config: ModelConfig, family: str | None, where: str) -> None:
+    if family not in (None, config.family):
+        hint = "Choose another checkpoint or another file of conf/model."
+        raise ConfigError("model.family", family, f"{config.family}, which {where} is", hint)
 
 
 def check_source(source: str) -> None:
@@ -195,9 +209,10 @@ def _fetch(repository: str, revision: str | None, patterns: list[str]) -> Path:
 def _tokenizer(folder: Path, source: str, eos: object) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
-        if not source.startswith("state-spaces/mamba-"):
+        if not source.startswith(NEOX_TOKENIZED):
+            published = ", ".join(f"{prefix}*" for prefix in NEOX_TOKENIZED)
             raise CheckpointError(
-                f"{folder} has no tokenizer.json; copy it there (state-spaces/mamba-* use {NEOX_TOKENIZER}'s)"
+                f"{folder} has no tokenizer.json; copy it there ({published} use {NEOX_TOKENIZER}'s)"
             )
         path = _fetch(NEOX_TOKENIZER, None, ["tokenizer.json"]) / "tokenizer.json"
     return Tokenizer.from_file(path, eos if isinstance(eos, int) else None)

@@ -88,7 +88,7 @@ def test_fields_of_transformers() -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({**STATE_SPACES, "ssm_cfg": {"layer": "Mamba2"}}, "the layer Mamba2 is not supported yet"),
+        ({**STATE_SPACES, "ssm_cfg": {"layer": "Mamba3"}}, "the layer Mamba3 is not supported yet"),
         ({**STATE_SPACES, "attn_layer_idx": [3, 9]}, r"hybrid with attention \(attn_layer_idx \[3, 9\]\)"),
         ({**STATE_SPACES, "d_intermediate": 512}, "MLP"),
         ({**STATE_SPACES, "rms_norm": False}, "LayerNorm"),
@@ -98,7 +98,7 @@ def test_fields_of_transformers() -> None:
         ({**STATE_SPACES, "n_layer": 0}, "n_layer must be a positive"),
         ({"d_model": 768, "n_layer": 2}, "'vocab_size' is missing"),
         ({**TRANSFORMERS, "model_type": "falcon_mamba"}, "falcon_mamba is not supported yet"),
-        ({**TRANSFORMERS, "model_type": "mamba2"}, "mamba2 is not supported yet"),
+        ({**TRANSFORMERS, "model_type": "bamba"}, "bamba is not supported yet"),
         ({**TRANSFORMERS, "hidden_act": "gelu"}, "gelu"),
         ({**TRANSFORMERS, "intermediate_size": 1000}, "no multiple"),
         ({**TRANSFORMERS, "quantization_config": {}}, "quantized already"),

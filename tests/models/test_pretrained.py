@@ -168,11 +168,6 @@ def test_damaged_file_is_named(folder: Path, name: str) -> None:
         load_pretrained(str(folder))
 
 
-def test_mamba2_is_said_to_come() -> None:
-    with pytest.raises(CheckpointError, match="Mamba2 is not supported yet"):
-        load_pretrained("embedded:mamba2-tiny")
-
-
 def test_tokenizer_of_another_model(folder: Path) -> None:
     change_config(folder, vocab_size=2048)
     with pytest.raises(CheckpointError, match="do not belong together"):
