@@ -173,8 +173,8 @@ def _from_transformers(raw: Mapping[str, Any], where: str) -> ModelConfig:
 def _mamba2_from_transformers(raw: Mapping[str, Any], shared: Mapping[str, Any], where: str) -> Mamba2Config:
     """Defaults are that library's, which differ from the official ones.
 
-    Its ``norm_before_gate`` is not read: the model there gates first whatever the file says, and published files say
-    true for weights that were trained the other way.
+    A field ``norm_before_gate`` is not read: the model there gates first whatever its file says, and so do the weights
+    of published files that say true.
     """
     low, high = _limits(raw.get("time_step_limit", (0.0, math.inf)))
     config = Mamba2Config(
