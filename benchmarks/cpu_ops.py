@@ -1,10 +1,10 @@
 """Time the C++ operators against plain PyTorch on this processor.
 
-    python benchmarks/cpu_ops.py [--threads 2] [--repeats 9] [--only scan]
+    python benchmarks/cpu_ops.py [--threads 2] [--repeats 9] [--only ssd]
 
 Every line is the median of ``--repeats`` calls, both sides timed in turn so that they see the same machine.
-The rival of the scan is its recurrence step by step; that of the convolution F.conv1d, SiLU and quantize; that
-of the linear layer an fp32 matmul of the same size.
+The rival of the scan is its recurrence step by step; that of the SSD scan the chunked matrix form; that of the
+convolution F.conv1d, SiLU and quantize; that of the linear layer an fp32 matmul of the same size.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from torch import Tensor
 
 from dualscale_mamba import ops
 from dualscale_mamba.formats.base import Code, knee_code
-from dualscale_mamba.ops import reference
+from dualscale_mamba.ops import reference, reference_ssd
 
 BATCH, LENGTH, CHANNELS, STATES = 2, 1024, 512, 16
+# Of the Mamba-2 operators: batch 1.
+SSD_LENGTH, HEADS, HEAD_DIM, SSD_STATES = 512, 16, 64, 128
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,39 @@ def scan_cases() -> Iterator[Case]:
     )
 
 
+def ssd_cases() -> Iterator[Case]:
+    """State space duality in fp32 and in int8, one step, and the gated norm."""
+    channels, code = HEADS * HEAD_DIM, dual(0.03)
+    x, delta, z = (torch.randn(1, SSD_LENGTH, n) for n in (channels, HEADS, channels))
+    b, c = torch.randn(1, SSD_LENGTH, SSD_STATES), torch.randn(1, SSD_LENGTH, SSD_STATES)
+    decay, skip, bias = -torch.exp(torch.randn(HEADS)), torch.randn(HEADS), torch.randn(HEADS) - 3
+    rest = (skip, bias, 0.0, float("inf"), 1, None, 256, torch.float32, torch.float32)
+    floating = (x, None, delta, None, decay, b, None, c, None, *rest)
+    q = [ops.encode(v, code) for v in (x, delta, b, c)]
+    coded = (q[0], code, q[1], code, decay, q[2], code, q[3], code, *rest)
+    for name, arguments in (("ssd_scan fp32", floating), ("ssd_scan int8", coded)):
+        yield Case(
+            name,
+            lambda a=arguments: ops.ssd_scan(*a),
+            lambda a=arguments: reference_ssd.ssd_scan(*a),
+            10.0,
+        )
+    state = torch.zeros(1, HEADS, HEAD_DIM, SSD_STATES)
+    step = [v[:, 0] if torch.is_tensor(v) and v.dim() == 3 else v for v in coded]
+    step = [*step[:14], torch.float32]
+    yield Case(
+        "ssd_state_update int8",
+        lambda: ops.ssd_state_update(state, *step),
+        lambda: reference_ssd.ssd_state_update(state, *step),
+    )
+    norm = (x, ops.encode(z, code), code, torch.rand(channels), 1e-5, channels, False, code, False, x.dtype)
+    yield Case(
+        "gated_rms_norm_quant",
+        lambda: ops.gated_rms_norm_quant(*norm),
+        lambda: reference.gated_rms_norm_quant(*norm),
+    )
+
+
 def conv_cases() -> Iterator[Case]:
     """Convolution + SiLU + encode."""
     x, weight, bias = torch.randn(BATCH, LENGTH, CHANNELS), torch.randn(CHANNELS, 4), torch.randn(CHANNELS)
@@ -146,7 +181,7 @@ def linear_cases() -> Iterator[Case]:
             )
 
 
-GROUPS = {"scan": scan_cases, "conv": conv_cases, "rows": row_cases, "linear": linear_cases}
+GROUPS = {"scan": scan_cases, "ssd": ssd_cases, "conv": conv_cases, "rows": row_cases, "linear": linear_cases}
 
 
 def once(call: Callable[[], object]) -> float:
@@ -176,6 +211,7 @@ def main() -> int:
             aim = "" if case.aim is None else f">= {case.aim:g}"
             table.add_row(case.name, f"{kernel:.3f}", f"{rival:.3f}", f"{rival / kernel:.1f}", aim)
     title = f"{BATCH} x {LENGTH} tokens, {CHANNELS} channels, {STATES} states, {options.threads} threads"
+    title += f" (SSD: 1 x {SSD_LENGTH} tokens, {HEADS} heads of {HEAD_DIM}, {SSD_STATES} states)"
     Console().print(title, table, sep="\n")
     return int(missed > 0)
 

@@ -63,8 +63,8 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm_quant(const Tensor& x, const Optiona
     std::vector<float> buffer(static_cast<size_t>(2 * channels));
     float *const sum = buffer.data(), *const scratch = sum + channels;
     for (int64_t row = begin; row < end; ++row) {
-      const float* value = inputs.read(offsets(row), 0, channels, scratch);
-      std::copy(value, value + channels, sum);
+      inputs.copy(offsets(row), 0, channels, sum);
+      const float* value = sum;
       if (residual) {
         value = before.read(residual_offsets(row), 0, channels, scratch);
 #pragma omp simd
@@ -107,13 +107,12 @@ std::tuple<Tensor, Tensor> gated_rms_norm_quant(const Tensor& x, const Tensor& z
       }
     };
     for (int64_t row = begin; row < end; ++row) {
-      const float* value = gates.read(gate_offsets(row), 0, channels, gate);
+      const float* const value = gates.read(gate_offsets(row), 0, channels, gate);
 #pragma omp simd
       for (int64_t i = 0; i < channels; ++i) {
         gate[i] = silu_of(value[i]);
       }
-      value = inputs.read(offsets(row), 0, channels, y);
-      std::copy(value, value + (value == y ? 0 : channels), y);
+      inputs.copy(offsets(row), 0, channels, y);
       if (!norm_before_gate) {
         apply_gate();
       }

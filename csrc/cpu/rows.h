@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "checks.h"
 
@@ -41,6 +42,14 @@ class Source {
 
   // n values as fp32: in place when they are fp32 already, otherwise in `scratch`.
   const float* read(int64_t offset, int64_t c, int64_t n, float* scratch) const;
+
+  // The same, in `to` in any case.
+  void copy(int64_t offset, int64_t c, int64_t n, float* to) const {
+    const float* const from = read(offset, c, n, to);
+    if (from != to) {
+      std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
+    }
+  }
 
  private:
   const char* data_;

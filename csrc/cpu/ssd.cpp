@@ -3,9 +3,14 @@
 // A task is one batch entry and a run of channels that share B and C, walked in chunks of tokens: first the
 // inputs of the chunk are decoded and the steps of each head are spread over its channels; then a few rows of
 // the state at a time stay in registers for all tokens of the chunk. States are the lanes.
+//
+// The state is kept divided by `scale`, the product of the decays since it was 1, so that a token costs two
+// multiply-adds a state and no third operation for the decay: with g = h / scale,
+//   g += input / scale * B, y = scale * (g C).
+// Before the scale leaves [kLeastScale, 1 / kLeastScale] the state takes it in. Every quotient is as exact as
+// the product that it replaces.
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 #include "cpu/rows.h"
@@ -20,6 +25,7 @@ constexpr int64_t kFewChannels = 16;  // of a task, at least
 constexpr int64_t kTokens = 32;       // of a chunk
 constexpr int64_t kGrain = 32768;     // states times tokens that are worth a thread
 constexpr int64_t kAlignment = 16;    // fp32 values of a cache line
+constexpr float kLeastScale = 1.0f / (1 << 30);
 
 int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -38,12 +44,9 @@ class Activation {
     return source_.read(b * batch_ + t * token_, c, n, scratch);
   }
 
-  // The same into `to`.
+  // The same, in `to` in any case.
   void copy(int64_t b, int64_t t, int64_t c, int64_t n, float* to) const {
-    const float* const from = read(b, t, c, n, to);
-    if (from != to) {
-      std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
-    }
+    source_.copy(b * batch_ + t * token_, c, n, to);
   }
 
  private:
@@ -104,21 +107,24 @@ struct Tasks {
 class Scratch {
  public:
   const int64_t width, padded;
-  float *state, *B, *C, *decay, *input, *output, *step, *factor;
+  float *state, *B, *C, *decay, *input, *scale, *output;
+  float *step, *head_decay, *head_scale;  // a value a head and token
 
   Scratch(const Tasks& tasks, int64_t tokens)
       : width(tasks.width), padded(rounded_up(tasks.sizes.states, kLanes)) {
     const int64_t rows = tokens * width, states = tokens * padded;
-    memory_.resize(static_cast<size_t>(width * padded + 2 * states + 5 * rows + kAlignment));
+    memory_.resize(static_cast<size_t>(width * padded + 2 * states + 7 * rows + kAlignment));
     const auto misplaced = reinterpret_cast<uintptr_t>(memory_.data()) / sizeof(float) % kAlignment;
     state = memory_.data() + (kAlignment - misplaced) % kAlignment;
     B = state + width * padded;
     C = B + states;
     decay = C + states;
     input = decay + rows;
-    output = input + rows;
-    step = output + rows;  // one a head and token, then so is the factor of decay
-    factor = step + rows;
+    scale = input + rows;
+    output = scale + rows;
+    step = output + rows;
+    head_decay = step + rows;
+    head_scale = head_decay + rows;
   }
 
  private:
@@ -139,22 +145,33 @@ void recur(const Scratch& s, int64_t tokens, int64_t row, int64_t n) {
   }
   for (int64_t t = 0; t < tokens; ++t) {
     const float *const B = s.B + t * s.padded + n, *const C = s.C + t * s.padded + n;
-    const float *const decay = s.decay + t * s.width + row, *const input = s.input + t * s.width + row;
+    const int64_t at = t * s.width + row;
+    const float *const decay = s.decay + at, *const input = s.input + at;
+    if (decay[0] != 1.0f || decay[1] != 1.0f || decay[2] != 1.0f || decay[3] != 1.0f) {
+      for (int r = 0; r < kRows; ++r) {
+        for (int v = 0; v < kVecs; ++v) {
+          h[r][v] *= decay[r];
+        }
+      }
+    }
     Vec sum[kRows] = {};
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) {
-      const Vec b = load_vec(B + v * kLanes), c = load_vec(C + v * kLanes);
+      Vec b = load_vec(B + v * kLanes), c = load_vec(C + v * kLanes);
+      hold(b);
+      hold(c);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        h[r][v] = fma_of(broadcast(decay[r]), h[r][v], input[r] * b);
+        h[r][v] = fma_of(broadcast(input[r]), b, h[r][v]);
         sum[r] = fma_of(h[r][v], c, sum[r]);
       }
     }
-    add_sums(sum, s.output + t * s.width + row);
+    add_sums(sum, s.scale + at, s.output + at);
   }
+  const float* const scale = s.scale + (tokens - 1) * s.width + row;
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kVecs; ++v) {
-      store_vec(state + r * s.padded + v * kLanes, h[r][v]);
+      store_vec(state + r * s.padded + v * kLanes, scale[r] * h[r][v]);
     }
   }
 }
@@ -204,11 +221,12 @@ class Ssd {
       const Scratch s(tasks, tokens);
       for (int64_t task = begin; task < end; ++task) {
         const Run run = tasks[task];
-        std::fill_n(s.state, s.width * s.padded, 0.0f);
-        for (int64_t i = 0; before && i < run.channels; ++i) {
+        for (int64_t i = 0; i < run.channels; ++i) {
           float* const row = s.state + i * s.padded;
-          const float* const values = from.read(before_rows(run.b, run.channel + i), 0, sizes_.states, row);
-          std::copy_n(values, values == row ? 0 : sizes_.states, row);
+          std::fill_n(row, s.padded, 0.0f);
+          if (before) {
+            from.copy(before_rows(run.b, run.channel + i), 0, sizes_.states, row);
+          }
         }
         for (int64_t start = 0; start < sizes_.length; start += kTokens) {
           advance(s, run, start, std::min(kTokens, sizes_.length - start));
@@ -252,12 +270,18 @@ class Ssd {
     }
     for (int64_t k = 0; k < tokens; ++k) {
       for (int64_t h = 0; h < run.heads; ++h) {
-        s.factor[k * run.heads + h] = s.step[k * run.heads + h] * A_[run.head + h];
+        s.head_decay[k * run.heads + h] = s.step[k * run.heads + h] * A_[run.head + h];
       }
     }
 #pragma omp simd
     for (int64_t i = 0; i < tokens * run.heads; ++i) {
-      s.factor[i] = exp_of(s.factor[i]);
+      s.head_decay[i] = exp_of(s.head_decay[i]);
+    }
+    for (int64_t i = 0; i < tokens * run.heads; ++i) {
+      const float scale = s.head_decay[i] * (i < run.heads ? 1.0f : s.head_scale[i - run.heads]);
+      const bool kept = scale >= kLeastScale && scale <= 1.0f / kLeastScale;  // not NaN either
+      s.head_decay[i] = kept ? 1.0f : scale;
+      s.head_scale[i] = kept ? scale : 1.0f;
     }
   }
 
@@ -266,15 +290,18 @@ class Ssd {
     alignas(64) float scratch[kChannels];
     const float* const x = x_.read(run.b, t, run.channel, run.channels, scratch);
     float *const decay = s.decay + k * s.width, *const input = s.input + k * s.width;
-    float* const output = s.output + k * s.width;
+    float *const scale = s.scale + k * s.width, *const output = s.output + k * s.width;
     int64_t i = 0;
     for (int64_t h = 0; h < run.heads; ++h) {
-      const float step = s.step[k * run.heads + h], factor = s.factor[k * run.heads + h];
+      const int64_t at = k * run.heads + h;
+      const float head_decay = s.head_decay[at], head_scale = s.head_scale[at];
+      const float step = s.step[at] / head_scale;
       const float skip = skip_ ? skip_[run.head + h] : 0.0f;
       const int64_t end = std::min((run.head + h + 1) * sizes_.head_dim - run.channel, run.channels);
 #pragma omp simd
       for (int64_t j = i; j < end; ++j) {
-        decay[j] = factor;
+        decay[j] = head_decay;
+        scale[j] = head_scale;
         input[j] = step * x[j];
         output[j] = skip * x[j];
       }

@@ -70,9 +70,16 @@ DUALSCALE_INLINE Vec broadcast(float x) { return x - Vec{}; }
 
 DUALSCALE_INLINE void store_vec(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
-// to[i] += the sum over all lanes of rows[i]. The rows are folded into one register, a quarter of whose lanes
-// belongs to each.
-DUALSCALE_INLINE void add_sums(const Vec (&rows)[4], float* to) {
+// Keeps what was loaded in its register: GCC would load it again for each of its uses.
+DUALSCALE_INLINE void hold([[maybe_unused]] Vec& v) {
+#if defined(__AVX2__)
+  asm("" : "+v"(v));
+#endif
+}
+
+// to[i] += scale[i] times the sum over all lanes of rows[i]. The rows are folded into one register, a quarter
+// of whose lanes belongs to each.
+DUALSCALE_INLINE void add_sums(const Vec (&rows)[4], const float* scale, float* to) {
 #if defined(__AVX512F__)
   const __m512 ab = _mm512_unpacklo_ps(rows[0], rows[1]) + _mm512_unpackhi_ps(rows[0], rows[1]);
   const __m512 cd = _mm512_unpacklo_ps(rows[2], rows[3]) + _mm512_unpackhi_ps(rows[2], rows[3]);
@@ -86,10 +93,10 @@ DUALSCALE_INLINE void add_sums(const Vec (&rows)[4], float* to) {
 #endif
 #if defined(__AVX2__)
   const __m128 sums = _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
-  _mm_storeu_ps(to, _mm_loadu_ps(to) + sums);
+  _mm_storeu_ps(to, _mm_loadu_ps(to) + _mm_loadu_ps(scale) * sums);
 #else
   for (int i = 0; i < 4; ++i) {
-    to[i] += (rows[i][0] + rows[i][2]) + (rows[i][1] + rows[i][3]);
+    to[i] += scale[i] * ((rows[i][0] + rows[i][2]) + (rows[i][1] + rows[i][3]));
   }
 #endif
 }
