@@ -30,3 +30,16 @@ MAMBA2_SITES: dict[str, bool] = {
 # Sites of each family, and those of them that are the SSM input: what the scale mode governs by default.
 SITES: dict[str, dict[str, bool]] = {"mamba1": MAMBA1_SITES, "mamba2": MAMBA2_SITES}
 SSM_INPUT: dict[str, tuple[str, ...]] = {"mamba1": ("ssm_input",), "mamba2": ("x",)}
+
+# Sites that may have a code a channel or a group of channels: what the convolution emits and the scan reads.
+GROUPED: dict[str, tuple[str, ...]] = {"mamba1": ("ssm_input",), "mamba2": ("x", "B", "C")}
+
+
+def short_name(site: str) -> str:
+    """``x`` of ``layers.3.mixer.x``."""
+    return site.rpartition(".")[2]
+
+
+def is_ssm_input(site: str) -> bool:
+    """Whether a site, by its full or short name, is the SSM input of its family."""
+    return any(short_name(site) in names for names in SSM_INPUT.values())

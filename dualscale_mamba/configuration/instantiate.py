@@ -12,12 +12,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dualscale_mamba.errors import ConfigError
+from dualscale_mamba.sites import SSM_INPUT
 
 if TYPE_CHECKING:
     from dualscale_mamba.evaluation.base import Evaluator
     from dualscale_mamba.profiling.base import Profiler
     from dualscale_mamba.quantization.recipe import Recipe
     from dualscale_mamba.tracking.base import Tracker
+
+# The word for every site of a model in ``precision.activations.sites``.
+ALL_SITES = "all"
 
 Task = Callable[[DictConfig], "float | None"]
 
@@ -90,14 +94,18 @@ def recipe(config: DictConfig) -> Recipe:
 
     precision = config.precision
     overrides = precision.activations.overrides or {}
+    chosen = config.quantize.sites
+    carriers = SSM_INPUT[config.model.family] if chosen is None else tuple(chosen)
+    sites = precision.activations.sites
     return Recipe(
+        family=config.model.family,
         weights_bits=precision.weights.bits,
         activation_bits=precision.activations.bits,
-        sites=tuple(precision.activations.sites) if precision.activations.bits else (),
+        sites=carriers if sites is None else None if sites == ALL_SITES else tuple(sites),
         scale_mode=make(config, "scale_mode"),
         observer=make(config, "observer"),
         granularity=make(config, "granularity"),
-        scale_mode_sites=tuple(precision.scale_mode_sites),
+        scale_mode_sites=carriers,
         activation_observer=make(config, "precision.activations.observer"),
         overrides={str(site): Percentile(percentile=float(value)) for site, value in overrides.items()},
         linear_input_scale=precision.linear_input_scale,

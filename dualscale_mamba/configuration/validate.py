@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.sites import MAMBA1_SITES, SITES
+from dualscale_mamba.sites import SITES
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -32,10 +32,11 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 # Nodes that no constructor reads, so that nothing else would notice a key too many.
 KEYS = {
     "": "name group arm tags objective seed device ops data task model precision scale_mode observer "
-    "granularity calibration evaluation profiling tracker paths hydra",
+    "granularity quantize calibration evaluation profiling tracker paths hydra",
+    "quantize": "sites",
     "data": "root",
     "model": "name family source revision implementation dtype residual_dtype state_dtype",
-    "precision": "name weights activations scale_mode_sites linear_input_scale rotate x_proj_reads",
+    "precision": "name weights activations linear_input_scale rotate x_proj_reads",
     "precision.weights": "bits",
     "precision.activations": "bits sites observer overrides",
     "calibration": "source samples length batch_size cache",
@@ -165,13 +166,28 @@ def _numbers(plain: dict[str, Any]) -> Iterator[ConfigError]:
 
 
 def _sites(plain: dict[str, Any]) -> Iterator[ConfigError]:
-    activations = plain["precision"]["activations"]
-    named = {f"activations.{key}": activations[key] for key in ("sites", "overrides")}
-    named["scale_mode_sites"] = plain["precision"]["scale_mode_sites"]
-    for key, sites in named.items():
-        for site in sites or ():
-            if site not in MAMBA1_SITES:
-                yield ConfigError(f"precision.{key}", site, "one of " + ", ".join(MAMBA1_SITES))
+    """Names of sites are those of the model's family."""
+    family = plain["model"]["family"]
+    known = SITES.get(family, {})
+    activations, chosen = plain["precision"]["activations"], plain["quantize"]["sites"]
+    if not (chosen is None or isinstance(chosen, list)):
+        yield ConfigError("quantize.sites", chosen, "a list, as in quantize.sites=[x,B,C], or null")
+        return
+    sites = activations["sites"]
+    if not (sites is None or sites == "all" or isinstance(sites, list)):
+        yield ConfigError(
+            "precision.activations.sites", sites, "all, a list, or null for quantize.sites alone"
+        )
+        return
+    named = {
+        "quantize.sites": chosen,
+        "precision.activations.sites": None if sites == "all" else sites,
+        "precision.activations.overrides": activations["overrides"],
+    }
+    for key, names in named.items():
+        for site in names or ():
+            if site not in known and family in SITES:
+                yield ConfigError(key, site, f"one of {', '.join(known)} in a {family} model")
 
 
 def _device(plain: dict[str, Any]) -> Iterator[ConfigError]:
@@ -192,7 +208,7 @@ def _device(plain: dict[str, Any]) -> Iterator[ConfigError]:
 
 def _model(plain: dict[str, Any]) -> Iterator[ConfigError]:
     if plain["model"].get("implementation") == "mamba_ssm":
-        quantized = plain["precision"]["weights"]["bits"] or plain["precision"]["activations"]["sites"]
+        quantized = plain["precision"]["weights"]["bits"] or plain["precision"]["activations"]["bits"]
         if quantized:
             name = plain["precision"].get("name")
             allowed = "none with model.implementation=mamba_ssm, which runs in floating point only"

@@ -102,6 +102,14 @@ class Code:
         """The same code with its rows on ``device``."""
         return Code(self.rows.to(device), self.bits_per_value, self.has_knee)
 
+    def expanded(self, assignment: Tensor | None) -> Code:
+        """One row a channel, as operators read it: ``assignment`` int64 (channels,) says which row each has."""
+        if assignment is None:
+            return self
+        return Code(
+            self.rows[assignment.to(self.rows.device)].contiguous(), self.bits_per_value, self.has_knee
+        )
+
     def levels(self) -> Tensor:
         """All decoded values in the order of the codes that can occur, fp32 ``(groups, <= 256)``."""
         if not self.is_knee:

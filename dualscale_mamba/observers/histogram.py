@@ -17,6 +17,8 @@ MIN_EXPONENT = -24
 MAX_EXPONENT = 16
 PER_TENSOR_RESOLUTION = 7
 PER_CHANNEL_RESOLUTION = 4
+# More groups than this are counted at the lower resolution, for the sake of memory.
+FEW_GROUPS = 32
 _FLOAT_BIAS = 127
 _FLOAT_MANTISSA = 23
 
@@ -25,7 +27,8 @@ class Histogram:
     """Counts of a site's values over a calibration set.
 
     Args:
-        groups: 1 (per tensor) or the number of channels (the last dimension of what is observed).
+        assignment: int64 ``(channels,)``, the group of each channel of what is observed (its last dimension);
+            None counts everything together.
         resolution: log2 of the bins per octave: 7 resolves magnitudes to 0.4 %.
 
     Attributes:
@@ -34,9 +37,11 @@ class Histogram:
         skipped: Number of NaNs and infinities that were left out.
     """
 
-    def __init__(self, groups: int = 1, resolution: int | None = None) -> None:
+    def __init__(self, assignment: Tensor | None = None, resolution: int | None = None) -> None:
+        groups = 1 if assignment is None else int(assignment.max()) + 1
         if resolution is None:
-            resolution = PER_TENSOR_RESOLUTION if groups == 1 else PER_CHANNEL_RESOLUTION
+            resolution = PER_TENSOR_RESOLUTION if groups <= FEW_GROUPS else PER_CHANNEL_RESOLUTION
+        self.assignment = assignment
         self.groups = groups
         self.resolution = resolution
         self.counts = torch.zeros(groups, 2 * self.side + 1, dtype=torch.int64)
@@ -53,11 +58,12 @@ class Histogram:
         """Count ``values`` (..., channels); non-finite values are left out and counted in ``skipped``.
 
         Raises:
-            ValueError: The last dimension is not the number of groups (per channel only).
+            ValueError: The last dimension is not the number of channels that have a group.
         """
-        if self.groups > 1 and values.shape[-1] != self.groups:
-            raise ValueError(f"expected {self.groups} channels, got {values.shape[-1]}")
-        values = values.detach().float().reshape(-1, self.groups)
+        channels = 1 if self.assignment is None else self.assignment.numel()
+        if self.assignment is not None and values.shape[-1] != channels:
+            raise ValueError(f"expected {channels} channels, got {values.shape[-1]}")
+        values = values.detach().float().reshape(-1, channels)
         finite = torch.isfinite(values)
         if not finite.all():
             self.skipped += int((~finite).sum())
@@ -66,12 +72,13 @@ class Histogram:
             return
         bins = self.counts.shape[1]
         index = self._bin(values)
-        if self.groups > 1:
-            index = index + torch.arange(self.groups, device=index.device) * bins
+        if self.assignment is not None:
+            index = index + self.assignment.to(index.device) * bins
         counted = torch.bincount(index.reshape(-1), minlength=self.groups * bins)
         self.counts += counted.reshape(self.groups, bins).cpu()
-        self.minimum = torch.minimum(self.minimum, values.amin(0).cpu())
-        self.maximum = torch.maximum(self.maximum, values.amax(0).cpu())
+        owner = torch.zeros(1, dtype=torch.int64) if self.assignment is None else self.assignment
+        self.minimum = self.minimum.scatter_reduce(0, owner, values.amin(0).cpu(), "amin")
+        self.maximum = self.maximum.scatter_reduce(0, owner, values.amax(0).cpu(), "amax")
 
     def _bin(self, values: Tensor) -> Tensor:
         bits = values.contiguous().view(torch.int32)
@@ -193,14 +200,21 @@ class Histogram:
 
     def state(self) -> dict[str, Tensor]:
         """Tensors from which :meth:`from_state` rebuilds the histogram."""
-        extra = torch.tensor([self.groups, self.resolution, self.skipped])
-        return {"counts": self.counts, "minimum": self.minimum, "maximum": self.maximum, "meta": extra}
+        owner = torch.zeros(0, dtype=torch.int64) if self.assignment is None else self.assignment
+        extra = torch.tensor([self.resolution, self.skipped])
+        return {
+            "counts": self.counts,
+            "minimum": self.minimum,
+            "maximum": self.maximum,
+            "assignment": owner,
+            "meta": extra,
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Histogram:
         """Inverse of :meth:`state`."""
-        groups, resolution, skipped = (int(v) for v in state["meta"])
-        made = cls(groups, resolution)
+        resolution, skipped = (int(v) for v in state["meta"])
+        made = cls(state["assignment"] if state["assignment"].numel() else None, resolution)
         made.counts, made.minimum, made.maximum = state["counts"], state["minimum"], state["maximum"]
         made.skipped = skipped
         return made

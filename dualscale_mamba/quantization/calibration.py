@@ -7,7 +7,6 @@ themselves (weights, tokens, rotation, operators) or the grouping of the counts 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,19 +14,21 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from dualscale_mamba.granularity import PerGroup
+from dualscale_mamba.models.config import Mamba2Config
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.observers.histogram import Histogram
+from dualscale_mamba.quantization.clusters import Arrangement
 from dualscale_mamba.quantization.recipe import Recipe
 from dualscale_mamba.quantization.site import Site
+from dualscale_mamba.quantization.storage import stored, write_atomically
+from dualscale_mamba.sites import is_ssm_input, short_name
 
-log = logging.getLogger(__name__)
-STATISTICS_VERSION = 1
+STATISTICS_VERSION = 2
 
 
 @dataclass
@@ -48,22 +49,17 @@ class Calibration:
     def save(self, path: Path) -> None:
         """Write to ``path`` (safetensors) atomically."""
         tensors = {
-            f"{name}/{part}": t.contiguous()
-            for name, h in self.histograms.items()
-            for part, t in h.state().items()
+            f"{name}/{part}": t for name, h in self.histograms.items() for part, t in h.state().items()
         }
         metadata = {"tokens": str(self.tokens), "key": self.key, "sites": json.dumps(list(self.histograms))}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file(tensors, str(partial), metadata)
-        partial.replace(path)
+        write_atomically(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
         """Read what :meth:`save` wrote."""
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata()
-            parts = ("counts", "minimum", "maximum", "meta")
+            parts = ("counts", "minimum", "maximum", "assignment", "meta")
             histograms = {
                 name: Histogram.from_state({part: file.get_tensor(f"{name}/{part}") for part in parts})
                 for name in json.loads(metadata["sites"])
@@ -73,38 +69,59 @@ class Calibration:
 
 def calibration_key(parts: Sequence[str], recipe: Recipe) -> str:
     """Content hash of the statistics: ``parts`` (weights, tokens, types, operators) and the recipe's share."""
-    own = [str(STATISTICS_VERSION), f"rotate={recipe.rotate}", f"granularity={recipe.granularity.name}"]
-    own += [f"grouped={','.join(recipe.scale_mode_sites)}"]
+    own = [str(STATISTICS_VERSION), f"rotate={recipe.rotate}", f"granularity={recipe.granularity!r}"]
+    own += [f"grouped={','.join(recipe.grouped_sites)}"]
     return sha256("\n".join([*parts, *own]).encode()).hexdigest()[:24]
 
 
 @contextmanager
-def observing(
-    sites: dict[str, Site], recipe: Recipe, channels: dict[str, int]
-) -> Iterator[dict[str, Histogram]]:
-    """Attach a histogram to every site, and detach them whatever happens."""
-    histograms: dict[str, Histogram] = {}
+def observing(sites: dict[str, Site], histograms: dict[str, Histogram]) -> Iterator[None]:
+    """Show every site's values to its histogram, and stop that whatever happens."""
     for name, site in sites.items():
-        short = name.rsplit(".", 1)[-1]
-        histograms[name] = Histogram(recipe.groups_of(short, channels[short]))
-        site.histogram = histograms[name]
+        site.statistic = histograms[name]
     try:
-        yield histograms
+        yield
     finally:
         for site in sites.values():
-            site.histogram = None
+            site.statistic = None
 
 
-def run_calibration(model: MambaLM, batches: Sequence[Tensor], recipe: Recipe) -> Calibration:
-    """Feed ``batches`` of token ids (B, L) to the unquantized (already rotated) model and count every site."""
-    channels = {"ssm_input": model.config.d_inner}
+def assignment_of(
+    site: str, model: MambaLM, recipe: Recipe, arrangement: Arrangement | None
+) -> Tensor | None:
+    """The group of each channel of a site, by full name: int64 (channels,), or None for one code."""
+    short = short_name(site)
+    if short not in recipe.grouped_sites:
+        return None
+    if arrangement is None and isinstance(recipe.granularity, PerGroup):
+        raise ValueError("per_group needs an arrangement: call arrange() before prepare()")
+    clusters = None if arrangement is None else arrangement.clusters.get(site)
+    return recipe.granularity.assignment(channels_of(model, short), clusters)
+
+
+def channels_of(model: MambaLM, site: str) -> int:
+    """Channels of a site that may have a code each: the SSM input, or B or C of Mamba-2."""
+    config = model.config
+    if isinstance(config, Mamba2Config) and not is_ssm_input(site):
+        return config.n_groups * config.d_state
+    return config.d_inner
+
+
+def run_calibration(
+    model: MambaLM, batches: Sequence[Tensor], recipe: Recipe, arrangement: Arrangement | None = None
+) -> Calibration:
+    """Feed ``batches`` of token ids (B, L) to the unquantized, prepared model and count every site.
+
+    Args:
+        model: Prepared with the same recipe and arrangement.
+        batches: Token ids.
+        recipe: Says the granularity of each site.
+        arrangement: The groups of channels; required for ``per_group``.
+    """
     sites = model.sites()
-    shorts = {name.rsplit(".", 1)[-1] for name in sites}
-    with (
-        observing(sites, recipe, {s: channels.get(s, 1) for s in shorts}) as histograms,
-        torch.inference_mode(),
-    ):
-        tokens = 0
+    histograms = {name: Histogram(assignment_of(name, model, recipe, arrangement)) for name in sites}
+    tokens = 0
+    with observing(sites, histograms), torch.inference_mode():
         for batch in tqdm(batches, desc="calibrate", unit="batch", disable=None, leave=False):
             model(batch.to(model.device), last_only=True)
             tokens += batch.numel()
@@ -117,6 +134,7 @@ def calibrate(
     recipe: Recipe,
     cache_dir: Path | None = None,
     key: str = "",
+    arrangement: Arrangement | None = None,
 ) -> Calibration:
     """Statistics of every site, read from ``cache_dir`` when they are there.
 
@@ -126,20 +144,16 @@ def calibrate(
         recipe: Says the granularity of each site.
         cache_dir: Where statistics are kept, or None to compute them always.
         key: From :func:`calibration_key`; required with ``cache_dir``.
+        arrangement: From :func:`~dualscale_mamba.quantization.clusters.arrange`.
     """
     if cache_dir is None:
-        return run_calibration(model, batches, recipe)
+        return run_calibration(model, batches, recipe, arrangement)
     path = cache_dir / "calibration" / f"{key}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path) + ".lock"):
-        if path.exists():
-            try:
-                return Calibration.load(path)
-            except Exception as error:  # a damaged file must not stop a run that can compute it again
-                log.warning(
-                    "calibration statistics %s cannot be read (%s); computing them again", path, error
-                )
-        calibration = run_calibration(model, batches, recipe)
-        calibration.key = key
-        calibration.save(path)
-    return calibration
+
+    def compute() -> Calibration:
+        made = run_calibration(model, batches, recipe, arrangement)
+        made.key = key
+        made.save(path)
+        return made
+
+    return stored(path, Calibration.load, compute)

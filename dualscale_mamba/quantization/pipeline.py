@@ -13,11 +13,13 @@ from dualscale_mamba.models.mixer import Mixer
 from dualscale_mamba.observers.base import Fitted
 from dualscale_mamba.observers.histogram import Histogram
 from dualscale_mamba.quantization.calibration import Calibration, calibrate, calibration_key
+from dualscale_mamba.quantization.clusters import Arrangement, arrange, reorder
 from dualscale_mamba.quantization.recipe import Recipe
 from dualscale_mamba.quantization.rotation import base_for, rotate_columns
 from dualscale_mamba.quantization.weights import quantize_weight
+from dualscale_mamba.sites import short_name
 
-__all__ = ["QuantizationReport", "calibrate", "calibration_key", "convert", "prepare"]
+__all__ = ["QuantizationReport", "arrange", "calibrate", "calibration_key", "convert", "prepare"]
 
 SiteRow = dict[str, str | float]
 
@@ -35,12 +37,19 @@ class QuantizationReport:
     summary: dict[str, float] = field(default_factory=dict)
 
 
-def prepare(model: MambaLM, recipe: Recipe) -> MambaLM:
-    """Rotate in place what the recipe rotates; the model's function stays the same.
+def prepare(model: MambaLM, recipe: Recipe, arrangement: Arrangement | None = None) -> MambaLM:
+    """Reorder channels, then rotate what the recipe rotates, in place; the model's function stays the same.
+
+    Args:
+        model: As loaded.
+        recipe: What is rotated.
+        arrangement: From :func:`~dualscale_mamba.quantization.clusters.arrange`; None leaves all in place.
 
     Raises:
-        ConfigError: The dimension has no Hadamard transform here.
+        ConfigError: The dimension has no Hadamard transform here, or the channels may not move.
     """
+    if arrangement is not None:
+        reorder(model, arrangement)
     if not recipe.rotate:
         return model
     for block in model.blocks():
@@ -61,7 +70,7 @@ def convert(model: MambaLM, calibration: Calibration, recipe: Recipe) -> Quantiz
     """
     report = QuantizationReport()
     for name, site in model.sites().items():
-        short = name.rsplit(".", 1)[-1]
+        short = short_name(name)
         if short not in recipe.active_sites:
             continue
         if recipe.is_per_token(short):
@@ -72,7 +81,7 @@ def convert(model: MambaLM, calibration: Calibration, recipe: Recipe) -> Quantiz
             continue
         histogram = calibration.histograms[name]
         fitted = recipe.observer_of(short).fit(histogram, site.floor, recipe.mode_of(short))
-        site.set_code(fitted.code.to(model.device))
+        site.set_code(fitted.code.expanded(histogram.assignment).to(model.device))
         report.sites.append(describe(name, histogram, fitted, type(recipe.observer_of(short)).__name__))
     for block in model.blocks():
         if isinstance(block.mixer, MambaMixer):
@@ -108,7 +117,7 @@ def _drop_unread(mixer: Mixer) -> None:
 
 
 def describe(name: str, histogram: Histogram, fitted: Fitted, observer: str) -> SiteRow:
-    """The facts of one site's code; where a site has a code a channel, means over the channels.
+    """The facts of one site's code; where a site has several codes, means over them.
 
     Returns:
         ``inner_scale`` and ``outer_scale`` (steps next to zero and at the top), ``threshold`` (the value where the
@@ -152,7 +161,7 @@ def _summary(sites: list[SiteRow]) -> dict[str, float]:
     """Means over the layers of every number, by short site name."""
     collected: dict[str, list[float]] = {}
     for row in sites:
-        short = str(row["name"]).rsplit(".", 1)[-1]
+        short = short_name(str(row["name"]))
         for key, value in row.items():
             if isinstance(value, float):
                 collected.setdefault(f"{short}/{key}", []).append(value)

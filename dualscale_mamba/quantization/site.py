@@ -7,13 +7,13 @@ calibration, or carries the code that the operator before it must emit.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dualscale_mamba import ops
 from dualscale_mamba.formats.base import Code
-from dualscale_mamba.observers.histogram import Histogram
 
 # The minimum of SiLU(x) = x * sigmoid(x): no SSM input is ever below it.
 SILU_FLOOR = -0.27846454276107403
@@ -49,12 +49,20 @@ def values_of(activation: Activation, dtype: torch.dtype) -> Tensor:
     return activation.decoded(dtype) if isinstance(activation, Coded) else activation
 
 
+class Statistic(Protocol):
+    """What a site shows its values to during calibration."""
+
+    def update(self, values: Tensor) -> None:
+        """Take in values (..., channels)."""
+        ...
+
+
 class Site(nn.Module):
     """One named place; off by default.
 
     Attributes:
         floor: Analytic lower bound of the values (SiLU outputs), or None.
-        histogram: Where values are counted during calibration, or None.
+        statistic: What sees the values during calibration, or None.
         per_token: Whether the operator before computes one scale a token (then ``code`` is unused).
     """
 
@@ -63,7 +71,7 @@ class Site(nn.Module):
     def __init__(self, floor: float | None = None) -> None:
         super().__init__()
         self.floor = floor
-        self.histogram: Histogram | None = None
+        self.statistic: Statistic | None = None
         self.per_token = False
         self.code: Code | None = None
         self.register_buffer("rows", None, persistent=False)
@@ -85,8 +93,8 @@ class Site(nn.Module):
 
     def wrap(self, values: Tensor, row_scale: Tensor | None = None) -> Activation:
         """Dress an operator's result: observe it, or attach the code that it carries."""
-        if self.histogram is not None and self.code is None:
-            self.histogram.update(values)
+        if self.statistic is not None and self.code is None:
+            self.statistic.update(values)
         if self.code is None:
             return values
         if self.rows is not None and self.rows is not self.code.rows:

@@ -16,6 +16,7 @@ LABEL_KEYS = (
     "precision",
     "scale_mode",
     "granularity",
+    "quantize.sites",
     "observer",
     "precision.x_proj_reads",
     "precision.linear_input_scale",

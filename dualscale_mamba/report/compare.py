@@ -14,6 +14,7 @@ from rich.table import Table
 
 from dualscale_mamba.report import tables
 from dualscale_mamba.report.collect import Job, collect, differences
+from dualscale_mamba.report.paired import winners
 from dualscale_mamba.report.picture import write_study_figure
 from dualscale_mamba.report.tables import key_metrics, number
 
@@ -42,7 +43,7 @@ def write_comparison(folder: Path, console: Console | None = None) -> bool:
     heads = key_metrics(dict.fromkeys(name for job in jobs for name in job.metrics))
     console.print()
     console.print(_console_table(jobs, key_metrics(heads, tables.KINDS_ON_CONSOLE), folder))
-    notes = _notes(jobs)
+    notes = [*((sentence, "green") for sentence in winners(jobs)), *_notes(jobs)]
     for note, style in notes:
         console.print(note, style=style, highlight=False, markup=False)
     (folder / MARKDOWN).write_text(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dualscale_mamba.report.collect import DISTRIBUTION, Job
+from dualscale_mamba.sites import is_ssm_input
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,7 +111,7 @@ def _draw_signal(axes: Axes, sites: Iterable[Mapping[str, Any]]) -> None:
         )
     palette = [c for c in COLOURS.values() if c not in ("#000000", "#D55E00")]
     for index, (kind, points) in enumerate(kinds.items()):
-        chosen = kind == "ssm_input"
+        chosen = is_ssm_input(kind)
         colour = COLOURS["dual"] if chosen else palette[index % len(palette)]
         layers, values = zip(*sorted(points), strict=True)
         width, marker = (2.5, "o") if chosen else (1.2, MARKERS[index % len(MARKERS)])

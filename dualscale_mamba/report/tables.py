@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dualscale_mamba.sites import is_ssm_input
+
 # Metrics of a table, most telling first: pattern, and the column's head (\1 is the source or task).
 KEY_METRICS = (
     (r"divergence/(.+)/kl", "KL"),
@@ -106,13 +108,18 @@ def show_run(result: Mapping[str, Any], folder: Path, brief: bool = False) -> No
             name, value, "" if value.endswith(("%", "ms", "MB")) else result["metrics"][name]["unit"]
         )
     out.print(table)
-    summary = {
-        key.partition("/")[2]: v for key, v in result["site_summary"].items() if key.startswith("ssm_input/")
-    }
+    site, summary = _ssm_input(result["site_summary"])
     words = [f"{head} {number(summary[key], key)}" for key, head in SITE_COLUMNS if key in summary]
     if words:
-        out.print("ssm_input, mean over layers: " + ", ".join(words), style="dim")
+        out.print(f"{site}, mean over layers: " + ", ".join(words), style="dim")
     out.print(f"{folder}/result.json", style="dim", soft_wrap=True)
+
+
+def _ssm_input(summary: Mapping[str, float]) -> tuple[str, dict[str, float]]:
+    """Name of the SSM input and its numbers, which are keyed ``site/number``."""
+    found = [(*key.partition("/")[::2], value) for key, value in summary.items()]
+    mine = {number: value for site, number, value in found if is_ssm_input(site)}
+    return next((site for site, _, _ in found if is_ssm_input(site)), ""), mine
 
 
 def show_sites(sites: Sequence[Mapping[str, Any]], folder: Path) -> None:

@@ -8,36 +8,35 @@ import torch
 
 from dualscale_mamba.observers.histogram import Histogram
 from dualscale_mamba.quantization.calibration import Calibration
+from dualscale_mamba.sites import is_ssm_input
 
-SITE = "ssm_input"
 BINS = 160
 # Below this magnitude the bins are even, above it they widen with the value.
 EVEN_BELOW = 0.05
 
 
-def distribution(model: Any, calibration: Calibration | None, site: str = SITE) -> dict[str, Any] | None:
-    """Histogram and levels of ``site`` in the layer that reaches furthest; None where nothing was counted.
+def distribution(model: Any, calibration: Calibration | None) -> dict[str, Any] | None:
+    """Histogram and levels of the SSM input in the layer that reaches furthest; None where nothing was counted.
 
     Args:
         model: Converted.
         calibration: The statistics from which it was converted.
-        site: Short name.
 
     Returns:
         ``site``, bin ``centres`` and the ``share`` of values in each, and ``levels`` (of the group that
         reaches furthest; empty where the site is floating point).
     """
     found = {
-        name: h
-        for name, h in (calibration.histograms if calibration else {}).items()
-        if name.endswith(f".{site}")
+        name: h for name, h in (calibration.histograms if calibration else {}).items() if is_ssm_input(name)
     }
     if not found:
         return None
     name = max(found, key=lambda key: float(found[key].absmax.max()))
     histogram, code = found[name], model.sites()[name].code
-    group = int(histogram.absmax.argmax()) if code is not None and code.groups > 1 else 0
-    levels = [] if code is None else torch.unique(code.levels()[group].cpu().double()).tolist()
+    channel = 0  # one of the group that reaches furthest
+    if histogram.assignment is not None:
+        channel = int(torch.nonzero(histogram.assignment == histogram.absmax.argmax())[0])
+    levels = [] if code is None else torch.unique(code.levels()[channel].cpu().double()).tolist()
     centres, share = rebinned(histogram)
     return {"site": name, "centres": centres, "share": share, "levels": levels}
 

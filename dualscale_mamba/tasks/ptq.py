@@ -17,6 +17,7 @@ from dualscale_mamba.profiling.base import Subject
 from dualscale_mamba.quantization.pipeline import QuantizationReport
 from dualscale_mamba.report import show_run, write_figure
 from dualscale_mamba.report.collect import DISTRIBUTION
+from dualscale_mamba.sites import is_ssm_input
 from dualscale_mamba.tasks.distribution import distribution
 from dualscale_mamba.tasks.record import RunFolder, write_json
 from dualscale_mamba.tasks.session import Session, open_session
@@ -136,10 +137,13 @@ def fairness(session: Session, report: QuantizationReport, measured: Measured) -
 
 
 def x_proj_product(session: Session) -> str:
-    """How x_proj multiplies: ``integer`` (int8 codes of the closed form) or ``decoded`` (values, in floating point)."""
-    code = next(
-        (site.code for name, site in session.model.sites().items() if name.endswith(".ssm_input")), None
-    )
+    """How x_proj multiplies: ``integer`` (int8 codes of the closed form) or ``decoded`` (values, in floating point).
+
+    Empty for Mamba-2, which has no x_proj.
+    """
+    if session.recipe.family != "mamba1":
+        return ""
+    code = next((site.code for name, site in session.model.sites().items() if is_ssm_input(name)), None)
     integer = code is not None and code.is_scalar_knee and session.recipe.weights_bits is not None
     return "integer" if integer and session.recipe.x_proj_reads == "codes" else "decoded"
 

@@ -26,7 +26,7 @@ from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.models.config import dtype_from_name
 from dualscale_mamba.models.pretrained import Pretrained, load_pretrained
 from dualscale_mamba.quantization.calibration import Calibration, calibrate, calibration_key
-from dualscale_mamba.quantization.pipeline import QuantizationReport, convert, prepare
+from dualscale_mamba.quantization.pipeline import QuantizationReport, arrange, convert, prepare
 from dualscale_mamba.quantization.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,6 @@ class Session:
     def calibrate(self) -> Calibration:
         """Prepare the model and count every site's values, or read the counts of an equal run."""
         with self.timed("calibrate"):
-            prepare(self.model, self.recipe)
             batches = self.calibration_batches()
             facts = [self.hashes["weights"], self.hashes["calibration_tokens"], str(self.hashes["kernels"])]
             facts += [
@@ -99,7 +98,9 @@ class Session:
             ]
             folder = Path(self.config.paths.cache).expanduser() if self.config.calibration.cache else None
             key = calibration_key(facts, self.recipe)
-            self.calibration = calibrate(self.model, batches, self.recipe, folder, key)
+            arrangement = arrange(self.model, batches, self.recipe, folder, key)
+            prepare(self.model, self.recipe, arrangement)
+            self.calibration = calibrate(self.model, batches, self.recipe, folder, key, arrangement)
         return self.calibration
 
     def quantize(self, keep_reference: bool = False) -> QuantizationReport:
@@ -140,6 +141,8 @@ def open_session(config: DictConfig) -> Iterator[Session]:
             device=device,
             implementation=settings.implementation,
             seed=int(config.seed),
+            family=settings.family,
+            state_dtype=dtype_from_name(settings.state_dtype, device, "model.state_dtype"),
         )
         session = Session(config, device, pretrained, instantiate.recipe(config))
         session.seconds["load"] = round(time.perf_counter() - began, 4)

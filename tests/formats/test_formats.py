@@ -79,7 +79,7 @@ def test_every_scale_mode_fits_per_channel_and_degenerate_channels(path: Path) -
     values[:, 2] = -0.2
     values[:, 3] = 0.0
     values[0, 3] = 50.0
-    histogram = Histogram(values.shape[1])
+    histogram = Histogram(torch.arange(values.shape[1]))
     histogram.update(values)
     floor = torch.full((16,), -0.2785, dtype=torch.float64)
     range_ = Range(floor, histogram.quantile(99.0), histogram.absmax)

@@ -24,9 +24,12 @@ def heavy(seed: int, rows: int = 2000, channels: int = 8) -> torch.Tensor:
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), cut=st.integers(1, 1999), groups=st.sampled_from([1, 8]))
-def test_streaming_equals_one_shot_and_merge_commutes(seed: int, cut: int, groups: int) -> None:
+@given(
+    seed=st.integers(0, 10**6), cut=st.integers(1, 1999), kind=st.sampled_from([None, "channels", "groups"])
+)
+def test_streaming_equals_one_shot_and_merge_commutes(seed: int, cut: int, kind: str | None) -> None:
     values = heavy(seed)
+    groups = {None: None, "channels": torch.arange(8), "groups": torch.tensor([2, 0, 1, 0, 2, 2, 1, 0])}[kind]
     whole, left, right = Histogram(groups), Histogram(groups), Histogram(groups)
     whole.update(values)
     left.update(values[:cut])
@@ -53,11 +56,26 @@ def test_quantile_agrees_with_sorting(percent: float) -> None:
 
 
 def test_quantile_is_monotone_and_ends_at_the_true_maximum() -> None:
-    histogram = Histogram(8)
+    histogram = Histogram(torch.arange(8))
     histogram.update(heavy(2))
     curve = torch.stack([histogram.quantile(p) for p in (51, 75, 90, 99, 99.9, 99.99, 100)])
     assert (curve.diff(dim=0) >= 0).all()
     assert torch.equal(curve[-1], histogram.absmax)
+
+
+def test_a_group_is_the_union_of_its_channels() -> None:
+    values = heavy(6)
+    groups = torch.tensor([1, 0, 1, 1, 0, 2, 2, 1])
+    grouped = Histogram(groups)
+    grouped.update(values)
+    for group in range(3):
+        alone = Histogram()
+        alone.update(values[:, groups == group])
+        assert torch.equal(grouped.counts[group], alone.counts[0])
+        assert grouped.minimum[group] == alone.minimum[0]
+        assert grouped.maximum[group] == alone.maximum[0]
+    with pytest.raises(ValueError, match="expected 8 channels, got 7"):
+        grouped.update(values[:, 1:])
 
 
 def test_counts_in_the_tail_are_exact() -> None:
@@ -77,7 +95,7 @@ def test_non_finite_values_are_counted_apart() -> None:
 
 
 def test_empty_and_zero_inputs_still_give_a_code() -> None:
-    histogram = Histogram(4)
+    histogram = Histogram(torch.arange(4))
     histogram.update(torch.zeros(0, 4))
     histogram.update(torch.zeros(3, 4))
     for observer in (AbsMax(), Percentile(99.0), MeanSquaredError((99.0, 100.0))):
@@ -98,7 +116,7 @@ def test_expected_error_agrees_with_coding_the_values() -> None:
 
 
 def test_mse_is_no_worse_than_any_of_its_candidates() -> None:
-    histogram = Histogram(8)
+    histogram = Histogram(torch.arange(8))
     histogram.update(heavy(4))
     found = histogram.squared_error(MeanSquaredError().fit(histogram, -0.2785, Dual()).code)
     for percent in (99.0, 99.9, 100.0):

@@ -1,9 +1,11 @@
-"""prepare, calibrate, convert on the embedded model: what each step must keep and what it must change."""
+"""prepare, calibrate, convert on the embedded models: what each step must keep and what it must change."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,103 +21,132 @@ from dualscale_mamba.formats.lloyd_max import LloydMax
 from dualscale_mamba.formats.single import Single
 from dualscale_mamba.formats.soft_edge import SoftEdge
 from dualscale_mamba.formats.unquantized import Unquantized
-from dualscale_mamba.granularity import PerChannel, PerTensor
+from dualscale_mamba.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.pretrained import Pretrained, load_pretrained
 from dualscale_mamba.observers.percentile import Percentile
 from dualscale_mamba.quantization.calibration import Calibration, calibrate, calibration_key, run_calibration
-from dualscale_mamba.quantization.pipeline import convert, prepare
+from dualscale_mamba.quantization.clusters import Arrangement
+from dualscale_mamba.quantization.pipeline import arrange, convert, prepare
 from dualscale_mamba.quantization.recipe import Recipe
-from dualscale_mamba.sites import MAMBA1_SITES
+from dualscale_mamba.sites import GROUPED, SITES, SSM_INPUT, is_ssm_input
 
 MODES = [Single(), Control(), Affine(), Dual(), DualSymmetric(), SoftEdge(), Float8(), LloydMax(iterations=5)]
 
 
-@pytest.fixture(scope="module")
-def pretrained() -> Pretrained:
-    return load_pretrained("embedded:mamba1-tiny")
+GRANULARITIES: list[Granularity] = [PerTensor(), PerChannel(), PerGroup()]
+EVERY_SITE = [(family, site) for family, sites in SITES.items() for site in sites]
 
 
-@pytest.fixture(scope="module")
-def tokens(pretrained: Pretrained) -> torch.Tensor:
+@dataclass
+class Subject:
+    """A loaded model of one family and its statistics at each granularity."""
+
+    pretrained: Pretrained
+    tokens: torch.Tensor
+    calibrations: dict[str, tuple[Calibration, Arrangement | None]]
+
+    @property
+    def family(self) -> str:
+        return self.pretrained.config.family
+
+    def recipe(self, **arguments: Any) -> Recipe:
+        return Recipe(family=self.family, **arguments)
+
+    def fresh(self) -> MambaLM:
+        model = copy.deepcopy(self.pretrained.model)
+        assert isinstance(model, MambaLM)
+        return model
+
+    def quantized(self, recipe: Recipe) -> MambaLM:
+        calibration, arrangement = self.calibrations[recipe.granularity.name]
+        model = prepare(self.fresh(), recipe, arrangement)
+        convert(model, calibration, recipe)
+        return model
+
+    def divergence(self, recipe: Recipe) -> float:
+        reference = torch.log_softmax(self.pretrained.model(self.tokens).double(), -1)
+        logits = self.quantized(recipe)(self.tokens).double()
+        return float((reference.exp() * (reference - torch.log_softmax(logits, -1))).sum(-1).mean())
+
+
+@pytest.fixture(scope="module", params=list(SITES))
+def subject(request: pytest.FixtureRequest) -> Subject:
+    pretrained = load_pretrained(f"embedded:{request.param}-tiny")
     text = "The river runs through the old town, and in the spring the meadows beside it are green. " * 8
-    return torch.tensor(pretrained.tokenizer.encode(text)[:128])[None]
-
-
-@pytest.fixture(scope="module")
-def calibrations(pretrained: Pretrained, tokens: torch.Tensor) -> dict[str, Calibration]:
-    made = {}
-    for granularity in (PerTensor(), PerChannel()):
-        recipe = Recipe(granularity=granularity)
-        model = prepare(copy.deepcopy(pretrained.model), recipe)
-        made[granularity.name] = run_calibration(model, [tokens], recipe)
+    tokens = torch.tensor(pretrained.tokenizer.encode(text)[:128])[None]
+    made = Subject(pretrained, tokens, {})
+    for granularity in GRANULARITIES:
+        recipe = made.recipe(granularity=granularity, scale_mode_sites=GROUPED[request.param])
+        model = made.fresh()
+        arrangement = arrange(model, [tokens], recipe)
+        calibration = run_calibration(prepare(model, recipe, arrangement), [tokens], recipe, arrangement)
+        made.calibrations[granularity.name] = calibration, arrangement
     return made
 
 
-def quantized(pretrained: Pretrained, calibrations: dict[str, Calibration], recipe: Recipe) -> MambaLM:
-    model = prepare(copy.deepcopy(pretrained.model), recipe)
-    convert(model, calibrations[recipe.granularity.name], recipe)
-    return model
+def of_family(subject: Subject, family: str) -> None:
+    if subject.family != family:
+        pytest.skip(f"a site of {family}")
 
 
-@pytest.fixture
-def clean(pretrained: Pretrained) -> MambaLM:
-    return copy.deepcopy(pretrained.model)
-
-
-def test_prepare_keeps_the_function(clean: MambaLM, pretrained: Pretrained, tokens: torch.Tensor) -> None:
-    before = pretrained.model(tokens)
-    after = prepare(clean, Recipe())(tokens)
+def test_prepare_keeps_the_function(subject: Subject) -> None:
+    before = subject.pretrained.model(subject.tokens)
+    after = prepare(subject.fresh(), subject.recipe())(subject.tokens)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
 
-def test_calibration_sees_every_site_and_leaves_no_trace(clean: MambaLM, tokens: torch.Tensor) -> None:
-    before = clean(tokens)
-    calibration = run_calibration(clean, [tokens, tokens], Recipe(rotate=False))
-    assert set(calibration.histograms) == set(clean.sites())
+def test_calibration_sees_every_site_and_leaves_no_trace(subject: Subject) -> None:
+    model, tokens = subject.fresh(), subject.tokens
+    before = model(tokens)
+    calibration = run_calibration(model, [tokens, tokens], subject.recipe(rotate=False))
+    assert set(calibration.histograms) == set(model.sites())
     assert calibration.tokens == 2 * tokens.numel()
     for name, histogram in calibration.histograms.items():
         assert int(histogram.total.sum()) > 0, name
-    assert all(site.histogram is None for site in clean.sites().values())
-    assert torch.equal(clean(tokens), before)
+    assert all(site.statistic is None for site in model.sites().values())
+    assert torch.equal(model(tokens), before)
 
 
-def test_observers_are_detached_after_an_error(clean: MambaLM) -> None:
-    with pytest.raises(IndexError):
-        run_calibration(clean, [torch.full((1, 4), 10**6)], Recipe())
-    assert all(site.histogram is None for site in clean.sites().values())
+def test_observers_are_detached_after_an_error(subject: Subject) -> None:
+    model = subject.fresh()
+    for granularity in (PerTensor(), PerGroup()):
+        recipe = subject.recipe(granularity=granularity)
+        batches = [torch.full((1, 4), 10**6)]
+        observe = arrange if granularity.name == "per_group" else run_calibration
+        with pytest.raises(IndexError):
+            observe(model, batches, recipe)
+        assert all(site.statistic is None for site in model.sites().values())
 
 
-@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel()], ids=lambda g: g.name)
+@pytest.mark.parametrize("granularity", GRANULARITIES, ids=lambda g: g.name)
 @pytest.mark.parametrize("weights", [8, None], ids=["w8", "float weights"])
 def test_control_equals_single_bitwise_in_the_logits(
-    pretrained: Pretrained,
-    calibrations: dict[str, Calibration],
-    tokens: torch.Tensor,
-    granularity: PerTensor,
-    weights: int,
+    subject: Subject, granularity: Granularity, weights: int | None
 ) -> None:
+    arguments = {
+        "weights_bits": weights,
+        "granularity": granularity,
+        "scale_mode_sites": GROUPED[subject.family],
+    }
     logits = [
-        quantized(
-            pretrained, calibrations, Recipe(weights_bits=weights, scale_mode=mode, granularity=granularity)
-        )(tokens)
+        subject.quantized(subject.recipe(scale_mode=mode, **arguments))(subject.tokens)
         for mode in (Single(), Control(), Control(knee=-40))
     ]
     for other in logits[1:]:
         assert torch.equal(logits[0].view(torch.int32), other.view(torch.int32))
 
 
-@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel()], ids=lambda g: g.name)
+@pytest.mark.parametrize("granularity", GRANULARITIES, ids=lambda g: g.name)
 @pytest.mark.parametrize("mode", MODES, ids=lambda m: type(m).__name__)
 def test_every_mode_runs_prefill_and_steps_alike(
-    pretrained: Pretrained,
-    calibrations: dict[str, Calibration],
-    tokens: torch.Tensor,
-    mode: ScaleMode,
-    granularity: PerTensor,
+    subject: Subject, mode: ScaleMode, granularity: Granularity
 ) -> None:
-    recipe = Recipe(scale_mode=mode, granularity=granularity, observer=Percentile(99.0))
-    model = quantized(pretrained, calibrations, recipe)
+    carriers = GROUPED[subject.family] if granularity.name == "per_group" else None
+    recipe = subject.recipe(
+        scale_mode=mode, granularity=granularity, observer=Percentile(99.0), scale_mode_sites=carriers
+    )
+    model, tokens = subject.quantized(recipe), subject.tokens
     full = model(tokens[:, :24])
     assert torch.isfinite(full).all()
     cache = model.allocate_cache(1)
@@ -126,52 +157,53 @@ def test_every_mode_runs_prefill_and_steps_alike(
     assert (joined - full).abs().mean() < 0.02 * full.abs().mean()
 
 
-def test_int8_weights_and_all_sites_stay_near_the_float_model(
-    pretrained: Pretrained, calibrations: dict[str, Calibration], tokens: torch.Tensor
-) -> None:
-    reference = torch.log_softmax(pretrained.model(tokens).double(), -1)
+def test_int8_weights_and_all_sites_stay_near_the_float_model(subject: Subject) -> None:
+    def divergence(**arguments: Any) -> float:
+        return subject.divergence(subject.recipe(**arguments))
 
-    def divergence(recipe: Recipe) -> float:
-        logits = quantized(pretrained, calibrations, recipe)(tokens).double()
-        return float((reference.exp() * (reference - torch.log_softmax(logits, -1))).sum(-1).mean())
-
-    dual = divergence(Recipe(scale_mode=Dual(), observer=Percentile(99.0)))
-    clipped = divergence(Recipe(scale_mode=Single(), observer=Percentile(90.0)))
-    per_token = divergence(
-        Recipe(scale_mode=Dual(), observer=Percentile(99.0), linear_input_scale="per_token")
-    )
-    conv_output = divergence(Recipe(scale_mode=Dual(), observer=Percentile(99.0), x_proj_reads="conv_output"))
+    dual = divergence(scale_mode=Dual(), observer=Percentile(99.0))
+    clipped = divergence(scale_mode=Single(), observer=Percentile(90.0))
+    per_token = divergence(scale_mode=Dual(), observer=Percentile(99.0), linear_input_scale="per_token")
     assert 0 < dual < 0.01
     assert 0 < per_token < 0.01
-    assert 0 < conv_output < 0.01
     assert clipped > 10 * dual
+    if subject.family == "mamba1":
+        assert 0 < divergence(scale_mode=Dual(), observer=Percentile(99.0), x_proj_reads="conv_output") < 0.01
 
 
-@pytest.mark.parametrize("site", list(MAMBA1_SITES))
-def test_any_single_site_may_be_int8(
-    pretrained: Pretrained, calibrations: dict[str, Calibration], tokens: torch.Tensor, site: str
-) -> None:
-    recipe = Recipe(weights_bits=None, sites=(site,), scale_mode=Dual(), observer=Percentile(99.0))
-    model = quantized(pretrained, calibrations, recipe)
+def test_more_codes_bring_a_single_scale_nearer(subject: Subject) -> None:
+    """On the calibration text itself, where no channel meets a value that it has not seen."""
+    arguments = {"weights_bits": None, "scale_mode": Single(), "observer": Percentile(100.0)}
+    arguments |= {"sites": SSM_INPUT[subject.family], "rotate": False}
+    tensor, channel, group = (
+        subject.divergence(subject.recipe(granularity=granularity, **arguments))
+        for granularity in GRANULARITIES
+    )
+    assert channel < group < tensor
+
+
+@pytest.mark.parametrize(("family", "site"), EVERY_SITE)
+def test_any_single_site_may_be_int8(subject: Subject, family: str, site: str) -> None:
+    of_family(subject, family)
+    recipe = subject.recipe(weights_bits=None, sites=(site,), scale_mode=Dual(), observer=Percentile(99.0))
+    model, tokens = subject.quantized(recipe), subject.tokens
     on = {name.rsplit(".", 1)[-1] for name, s in model.sites().items() if s.is_on}
     assert on == {site}
-    logits = model(tokens)
-    assert not torch.equal(logits, pretrained.model(tokens))
-    torch.testing.assert_close(logits.softmax(-1), pretrained.model(tokens).softmax(-1), rtol=0, atol=0.2)
+    logits, plain = model(tokens), subject.pretrained.model(tokens)
+    assert not torch.equal(logits, plain)
+    torch.testing.assert_close(logits.softmax(-1), plain.softmax(-1), rtol=0, atol=0.2)
 
 
 @pytest.mark.parametrize("mode", [Affine(), DualSymmetric(), Float8()], ids=lambda m: type(m).__name__)
-@pytest.mark.parametrize("site", list(MAMBA1_SITES))
+@pytest.mark.parametrize(("family", "site"), EVERY_SITE)
 def test_any_site_may_carry_any_mode_that_needs_no_floor(
-    pretrained: Pretrained,
-    calibrations: dict[str, Calibration],
-    tokens: torch.Tensor,
-    site: str,
-    mode: ScaleMode,
+    subject: Subject, family: str, site: str, mode: ScaleMode
 ) -> None:
-    recipe = Recipe(scale_mode=mode, scale_mode_sites=(site,), observer=Percentile(100.0))
-    model = quantized(pretrained, calibrations, recipe)
-    plain = quantized(pretrained, calibrations, Recipe())(tokens)
+    of_family(subject, family)
+    tokens = subject.tokens
+    recipe = subject.recipe(scale_mode=mode, scale_mode_sites=(site,), observer=Percentile(100.0))
+    model = subject.quantized(recipe)
+    plain = subject.quantized(subject.recipe())(tokens)
     logits = model(tokens)
     assert not torch.equal(logits, plain)
     torch.testing.assert_close(logits.softmax(-1), plain.softmax(-1), rtol=0, atol=0.2)
@@ -180,11 +212,24 @@ def test_any_site_may_carry_any_mode_that_needs_no_floor(
     assert torch.isfinite(model.step(tokens[:, 9], cache)).all()
 
 
-def test_a_site_may_change_its_code(
-    pretrained: Pretrained, calibrations: dict[str, Calibration], tokens: torch.Tensor
+@pytest.mark.parametrize("granularity", GRANULARITIES, ids=lambda g: g.name)
+@pytest.mark.parametrize("sites", [("x",), ("B",), ("x", "B", "C"), ("C", "x")], ids="".join)
+def test_subsets_of_the_convolutions_outputs(
+    subject: Subject, granularity: Granularity, sites: tuple[str, ...]
 ) -> None:
+    of_family(subject, "mamba2")
+    recipe = subject.recipe(
+        weights_bits=None, rotate=False, sites=sites, scale_mode_sites=sites, scale_mode=Dual(),
+        observer=Percentile(99.0), granularity=granularity,
+    )  # fmt: skip
+    model = subject.quantized(recipe)
+    assert {name.rsplit(".", 1)[-1] for name, s in model.sites().items() if s.is_on} == set(sites)
+    assert 0 < subject.divergence(recipe) < 2e-3
+
+
+def test_a_site_may_change_its_code(subject: Subject) -> None:
     """Codes joined for the product's epilogue follow the sites; a float input after that is refused."""
-    model = quantized(pretrained, calibrations, Recipe())
+    model, tokens = subject.quantized(subject.recipe()), subject.tokens
     model(tokens)
     site = model.sites()["layers.0.mixer.z"]
     assert site.code is not None
@@ -192,7 +237,7 @@ def test_a_site_may_change_its_code(
         site.code.rows[:, 0].double() * 4, *torch.tensor([[0.0], [127.0], [1.0]]).double(), qmin=-127
     )
     site.set_code(wider)
-    fresh = quantized(pretrained, calibrations, Recipe())
+    fresh = subject.quantized(subject.recipe())
     fresh.sites()["layers.0.mixer.z"].set_code(wider)
     assert torch.equal(model(tokens), fresh(tokens))
     model.sites()["layers.0.mixer.in_proj_input"].set_code(None)
@@ -200,72 +245,86 @@ def test_a_site_may_change_its_code(
         model(tokens)
 
 
-def test_off_is_the_same_function(
-    pretrained: Pretrained, calibrations: dict[str, Calibration], tokens: torch.Tensor
-) -> None:
-    recipe = Recipe(weights_bits=None, activation_bits=None, rotate=False, scale_mode=Unquantized())
-    assert torch.equal(quantized(pretrained, calibrations, recipe)(tokens), pretrained.model(tokens))
+def test_off_is_the_same_function(subject: Subject) -> None:
+    recipe = subject.recipe(weights_bits=None, activation_bits=None, rotate=False, scale_mode=Unquantized())
+    assert torch.equal(subject.quantized(recipe)(subject.tokens), subject.pretrained.model(subject.tokens))
 
 
-def test_report_holds_thresholds_scales_and_shares(
-    pretrained: Pretrained, calibrations: dict[str, Calibration]
-) -> None:
-    recipe = Recipe(scale_mode=Dual(), observer=Percentile(99.0))
-    model = prepare(copy.deepcopy(pretrained.model), recipe)
-    report = convert(model, calibrations["per_tensor"], recipe)
-    rows = [row for row in report.sites if str(row["name"]).endswith("ssm_input")]
-    assert len(rows) == pretrained.config.n_layer
+@pytest.mark.parametrize("granularity", GRANULARITIES, ids=lambda g: g.name)
+def test_report_holds_thresholds_scales_and_shares(subject: Subject, granularity: Granularity) -> None:
+    recipe = subject.recipe(scale_mode=Dual(), observer=Percentile(99.0), granularity=granularity)
+    calibration, arrangement = subject.calibrations[granularity.name]
+    report = convert(prepare(subject.fresh(), recipe, arrangement), calibration, recipe)
+    rows = [row for row in report.sites if is_ssm_input(str(row["name"]))]
+    assert len(rows) == subject.pretrained.config.n_layer
     for row in rows:
+        assert row["bits_per_value"] == 8
+        assert 0 < float(row["threshold"]) < float(row["range_max"])
+        if granularity.name != "per_tensor":  # means over codes of different scales
+            continue
         assert float(row["outlier_share"]) == pytest.approx(0.01, abs=0.002)
         assert float(row["outer_scale"]) == pytest.approx(
             float(row["inner_scale"]) * float(row["ratio"]), rel=1e-3
         )
-        assert 0 < float(row["threshold"]) < float(row["range_max"]) <= float(row["level_max"])
-        assert row["bits_per_value"] == 8
+        assert float(row["range_max"]) <= float(row["level_max"])
         assert 100 < float(row["codes_used"]) <= 256
-    assert report.summary["ssm_input/threshold"] > 0
+    assert report.summary[f"{SSM_INPUT[subject.family][0]}/threshold"] > 0
 
 
+@pytest.mark.parametrize("granularity", [PerTensor(), PerGroup()], ids=lambda g: g.name)
 def test_statistics_are_saved_and_reused_bitwise(
-    pretrained: Pretrained, tokens: torch.Tensor, tmp_path: Path
+    subject: Subject, tmp_path: Path, granularity: Granularity
 ) -> None:
-    recipe = Recipe(scale_mode=Dual(), observer=Percentile(99.0))
+    recipe = subject.recipe(scale_mode=Dual(), observer=Percentile(99.0), granularity=granularity)
     key = calibration_key(["weights", "tokens"], recipe)
-    made = []
+    made, logits = [], []
     for _ in range(2):
-        model = prepare(copy.deepcopy(pretrained.model), recipe)
-        made.append(calibrate(model, [tokens], recipe, tmp_path, key))
+        model = subject.fresh()
+        arrangement = arrange(model, [subject.tokens], recipe, tmp_path, key)
+        prepare(model, recipe, arrangement)
+        made.append(calibrate(model, [subject.tokens], recipe, tmp_path, key, arrangement))
         convert(model, made[-1], recipe)
+        logits.append(model(subject.tokens))
     assert not made[0].reused
     assert made[1].reused
+    assert torch.equal(*logits)
     for name, histogram in made[0].histograms.items():
         assert torch.equal(histogram.counts, made[1].histograms[name].counts)
-    assert key != calibration_key(["weights", "tokens"], Recipe(rotate=False))
+    assert key != calibration_key(
+        ["weights", "tokens"], subject.recipe(rotate=False, granularity=granularity)
+    )
+    assert key != calibration_key(["weights", "tokens"], subject.recipe(granularity=PerGroup(2, 2)))
     assert key != calibration_key(["other", "tokens"], recipe)
-    assert key == calibration_key(["weights", "tokens"], Recipe(scale_mode=Single()))
+    assert key == calibration_key(["weights", "tokens"], subject.recipe(granularity=granularity))
 
 
-def test_damaged_statistics_are_computed_again(
-    pretrained: Pretrained, tokens: torch.Tensor, tmp_path: Path
-) -> None:
-    recipe = Recipe()
-    calibrate(prepare(copy.deepcopy(pretrained.model), recipe), [tokens], recipe, tmp_path, "k")
+def test_damaged_statistics_are_computed_again(subject: Subject, tmp_path: Path) -> None:
+    recipe = subject.recipe()
+    calibrate(prepare(subject.fresh(), recipe), [subject.tokens], recipe, tmp_path, "k")
     (path,) = (tmp_path / "calibration").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:1000])
-    again = calibrate(prepare(copy.deepcopy(pretrained.model), recipe), [tokens], recipe, tmp_path, "k")
+    again = calibrate(prepare(subject.fresh(), recipe), [subject.tokens], recipe, tmp_path, "k")
     assert not again.reused
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sites": ("u",)}, r"precision\.sites=u: allowed is one of in_proj_input"),
+        ({"family": "mamba3"}, r"model\.family=mamba3: allowed is mamba1 or mamba2"),
+        ({"sites": ("u",)}, r"precision\.activations\.sites=u: allowed is one of in_proj_input"),
+        ({"scale_mode_sites": ("x",)}, r"quantize\.sites=x: allowed is one of .* in a mamba1 model"),
+        ({"family": "mamba2", "sites": ("delta",)}, r"sites=delta: allowed is one of .* in a mamba2 model"),
+        ({"family": "mamba2", "x_proj_reads": "conv_output"}, "only Mamba-1 has an x_proj"),
         ({"weights_bits": 3}, r"precision\.weights\.bits=3: allowed is 8 or null"),
         ({"x_proj_reads": "both"}, r"precision\.x_proj_reads=both"),
         ({"linear_input_scale": "dynamic"}, r"precision\.linear_input_scale=dynamic"),
         ({"linear_input_scale": "per_token", "rotate": False}, r"precision\.rotate=False"),
         ({"scale_mode": Dual(), "scale_mode_sites": ("z",)}, "dual at site z.*dual_symmetric"),
         ({"granularity": PerChannel(), "scale_mode_sites": ("z",)}, "per_channel at site z"),
+        (
+            {"family": "mamba2", "granularity": PerGroup(), "scale_mode_sites": ("dt",)},
+            "per_group at site dt",
+        ),
     ],
 )
 def test_recipes_that_cannot_work_are_refused_by_name(arguments: dict[str, object], message: str) -> None:
