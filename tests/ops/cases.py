@@ -7,18 +7,27 @@ result's type, or some three fp32 units in the last place where the reference is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dualscale_mamba.formats.base import knee_code, table_code
+from dualscale_mamba.ops import encode, reference_ssd
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 FLOOR = {torch.float32: 4e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 # The GPU's exponential instruction is good to two units in the last place, and a state remembers each of its errors.
 CUDA_FLOOR = FLOOR | {torch.float32: 1e-6}
+
+# What an activation is: of a floating-point type, or coded by this member of `codes_of`.
+Kind = torch.dtype | int
+KNEE, KNEE_ROWS, TABLE, TABLE_ROWS = range(4)
+KINDS: tuple[Kind, ...] = (*FLOATS, KNEE, KNEE_ROWS, TABLE, TABLE_ROWS)
 
 
 def knee_rows(
@@ -126,6 +135,70 @@ def true_scan(
     y = y if D is None else y + D.double() * inputs
     gate = torch.ones_like(y) if z is None else F.silu(value(z, z_code))
     return y * gate, state, float((terms * gate).abs().amax()) if y.numel() else 0.0
+
+
+def ssd_inputs(
+    batch: int,
+    length: int,
+    heads: tuple[int, int] = (4, 2),
+    head_dim: int = 16,
+    states: int = 16,
+    kinds: Sequence[Kind] = (torch.float32,) * 4,
+    device: torch.device | str = "cpu",
+) -> list[Any]:
+    """All arguments of ssd_scan up to `initial`; `heads` and groups, `kinds` of x, delta, B and C."""
+    count, groups = heads
+
+    def activation(i: int, channels: int, shift: float = 0.0) -> tuple[Tensor, Tensor | None]:
+        v, kind = normals(batch, length, channels, seed=i, device=device) + shift, kinds[i]
+        if isinstance(kind, torch.dtype):
+            return v.to(kind), None
+        code = codes_of(channels, seed=i, device=device)[kind]
+        return encode(v, code), code
+
+    x, delta = activation(0, count * head_dim), activation(1, count, -2.0)
+    b, c = activation(2, groups * states), activation(3, groups * states)
+    decay, skip, bias = (normals(count, seed=seed, device=device) for seed in (11, 12, 13))
+    initial = normals(batch, count, head_dim, states, seed=14, device=device)
+    return [*x, *delta, -torch.exp(decay), *b, *c, skip, bias, 0.0, math.inf, groups, initial]
+
+
+def true_ssd(
+    x: Tensor, x_code: Tensor | None, delta: Tensor, delta_code: Tensor | None, A: Tensor,
+    B: Tensor, B_code: Tensor | None, C: Tensor, C_code: Tensor | None, D: Tensor | None,
+    delta_bias: Tensor | None, low: float, high: float, groups: int, initial: Tensor | None, *_: object,
+) -> tuple[Tensor, Tensor, float]:  # fmt: skip
+    """State space duality as a recurrence in fp64: y, the last state, and the largest sum of magnitudes of a y."""
+    (batch, length), heads = x.shape[:2], A.shape[0]
+    inputs, step = value(x, x_code).unflatten(-1, (heads, -1)), value(delta, delta_code)
+    step = F.softplus(step if delta_bias is None else step + delta_bias.double()).clamp(low, high)
+    b, c = (
+        value(v, code).unflatten(-1, (groups, -1)).repeat_interleave(heads // groups, dim=2)
+        for v, code in ((B, B_code), (C, C_code))
+    )
+    decay = torch.exp(step * A.double())[..., None, None]
+    skip = torch.zeros_like(A).double() if D is None else D.double()
+    shape = (batch, heads, inputs.shape[-1], b.shape[-1])
+    state = torch.zeros(shape, dtype=torch.float64, device=x.device) if initial is None else initial.double()
+    y = skip[:, None] * inputs
+    terms = y.abs()
+    for t in range(length):
+        added = (step[:, t, :, None] * inputs[:, t])[..., None] * b[:, t, :, None]
+        state = decay[:, t] * state + added
+        y[:, t] += torch.einsum("bhpn,bhn->bhp", state, c[:, t])
+        terms[:, t] += torch.einsum("bhpn,bhn->bhp", state.abs(), c[:, t].abs())
+    return y.flatten(2), state, float(terms.max()) if y.numel() else 0.0
+
+
+def low_precision_ssd(arguments: Sequence[Any], state_dtype: torch.dtype, dtype: torch.dtype) -> Any:
+    """The reference with the operands of its matrix products rounded to ``dtype``: what CUDA does in 16 bits."""
+    chunked = reference_ssd.chunked_ssd
+
+    def rounded(*given: Any) -> tuple[Tensor, Tensor]:
+        return chunked(*given[:-1], dtype)
+
+    with patch.object(reference_ssd, "chunked_ssd", rounded):
+        return reference_ssd.ssd_scan(*arguments, 64, state_dtype, dtype)
 
 
 def assert_as_good(got: Tensor, reference: Tensor, truth: Tensor, terms: float = 0.0) -> None:

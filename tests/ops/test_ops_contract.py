@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from cases import integers, knee_rows, normals, table_rows
 
 from dualscale_mamba import ops
-from dualscale_mamba.ops import fake, reference
+from dualscale_mamba.ops import dispatch, fake
 from dualscale_mamba.ops.schema import SCHEMAS
 
 FLOAT = torch.float32
@@ -38,8 +39,11 @@ def samples(device: torch.device) -> Iterator[tuple[str, tuple[Any, ...]]]:
     )
     step = tuple(v[:, 0] if torch.is_tensor(v) and v.dim() == 3 else v for v in scan)
     yield "selective_state_update", (state, *step, FLOAT)
+    yield from ssd_samples(device)
     yield "rms_norm_quant", (x, x, bias, 1e-5, knee, False, torch.float16, FLOAT)
     yield "rms_norm_quant", (x, None, bias, 1e-5, None, True, FLOAT, FLOAT)
+    yield "gated_rms_norm_quant", (x, q, knee, bias, 1e-5, 3, False, table, False, FLOAT)
+    yield "gated_rms_norm_quant", (x, x, None, bias, 1e-5, 6, True, None, True, FLOAT)
     base = torch.ones(1, 1, device=device)
     yield "hadamard_quant", (normals(3, 8, device=device), base, None, True, FLOAT)
     yield "hadamard_quant", (normals(3, 8, device=device), base, None, False, torch.float16)
@@ -52,15 +56,36 @@ def samples(device: torch.device) -> Iterator[tuple[str, tuple[Any, ...]]]:
     )
 
 
+def ssd_samples(device: torch.device) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Four heads of 8 channels, two groups of 16 states."""
+    knee, rows = knee_rows(device=device), table_rows(32, device=device)
+    x, q = normals(2, 5, 32, device=device), integers(2, 5, 32, device=device)
+    delta, codes = normals(2, 5, 4, device=device), integers(2, 5, 4, device=device)
+    A, D, state = (
+        -torch.ones(4, device=device),
+        normals(4, device=device),
+        normals(2, 4, 8, 16, device=device),
+    )
+    coded = (q, rows, codes, knee, A, q, knee, q, rows, D, D, 0.1, 2.0, 2)
+    mixed = (x, None, delta, None, A, q, rows, x.half(), None, None, None, 0.0, math.inf, 2)
+    half = state.half()
+    yield "ssd_scan", (*coded, half, 2, FLOAT, torch.float16)
+    yield "ssd_scan", (*mixed, None, 256, torch.float16, FLOAT)
+    for before, arguments, dtype in ((state, coded, torch.bfloat16), (half, mixed, FLOAT)):
+        step = tuple(v[:, 0] if torch.is_tensor(v) and v.dim() == 3 else v for v in arguments)
+        yield "ssd_state_update", (before, *step, dtype)
+
+
 def arguments_of(name: str) -> list[str]:
     return [argument.name for argument in getattr(torch.ops.dualscale, name).default._schema.arguments]
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_signatures_agree(name: str) -> None:
-    for module in (reference, ops):
-        function = getattr(module, name)
-        assert list(inspect.signature(function).parameters) == arguments_of(name), module.__name__
+    with ops.implementation("reference"):
+        reference = dispatch.kernel(name, torch.empty(0))
+    for function in (reference, getattr(ops, name)):
+        assert list(inspect.signature(function).parameters) == arguments_of(name), function.__module__
         assert "return" in typing.get_type_hints(function)
     shape_function = inspect.signature(getattr(fake, name))
     shape_function.bind(*arguments_of(name))

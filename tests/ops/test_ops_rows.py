@@ -1,10 +1,23 @@
-"""rms_norm_quant and hadamard_quant, which finish a whole row at once."""
+"""rms_norm_quant, gated_rms_norm_quant and hadamard_quant, which finish a whole row at once."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from cases import FLOATS, assert_as_good, assert_codes_close, codes_of, knee_rows, normals, strided
+import torch.nn.functional as F
+from cases import (
+    FLOATS,
+    assert_as_good,
+    assert_codes_close,
+    codes_of,
+    integers,
+    knee_rows,
+    normals,
+    strided,
+    value,
+)
 
 from dualscale_mamba import ops
 from dualscale_mamba.quantization.rotation import hadamard_base
@@ -20,6 +33,15 @@ ORDERS = {
 def true_norm(total: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     wide = total.double()
     return wide / torch.sqrt(wide.square().mean(dim=-1, keepdim=True) + EPS) * weight.double()
+
+
+def true_gated_norm(
+    x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, group: int, before_gate: bool
+) -> torch.Tensor:
+    gate, wide = F.silu(gate), x.double()
+    grouped = (wide if before_gate else wide * gate).unflatten(-1, (-1, group))
+    y = true_norm(grouped, torch.ones(group, device=x.device)).flatten(-2) * weight.double()
+    return y * gate if before_gate else y
 
 
 def true_hadamard(x: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
@@ -69,6 +91,47 @@ def test_norm(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("before_gate", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "group"),
+    [
+        ((3, 1), 1),
+        ((0, 6), 3),
+        ((1, 5), 1),
+        ((7, 16), 16),
+        ((3, 2, 33), 11),
+        ((65, 512), 64),
+        ((2, 5120), 5120),
+    ],
+)
+def test_gated_norm(
+    shape: tuple[int, ...], group: int, before_gate: bool, dtype: torch.dtype, device: torch.device
+) -> None:
+    channels, z_code = shape[-1], knee_rows(seed=5, device=device)
+    weight = 0.5 + normals(channels, seed=3, device=device).abs()
+    x = normals(*shape, seed=1, dtype=dtype, device=device)
+    gates = [(normals(*shape, seed=2, dtype=kind, device=device), None) for kind in FLOATS]
+    for z, code_of_z in (*gates, (integers(*shape, device=device), z_code)):
+        rest = (code_of_z, weight, EPS, group, before_gate)
+        given, same = (strided(x), strided(z), *rest), (x, z, *rest)
+        truth = true_gated_norm(x, value(z, code_of_z), weight, group, before_gate)
+        y, scale = ops.gated_rms_norm_quant(*given, None, False, dtype)
+        with ops.implementation("reference"):
+            expected, _ = ops.gated_rms_norm_quant(*same, None, False, dtype)
+        assert scale.shape == (0,)
+        assert_as_good(y, expected, truth)
+        y, scale = ops.gated_rms_norm_quant(*given, None, True)
+        assert y.dtype == torch.int8
+        if truth.numel():
+            assert_row_scales(y, scale, truth)
+        for code in codes_of(channels, device=device):
+            y, _ = ops.gated_rms_norm_quant(*given, code)
+            with ops.implementation("reference"):
+                expected, _ = ops.gated_rms_norm_quant(*same, code)
+            assert_codes_close(y, expected, share=0.01 + 1.0 / max(y.numel(), 1))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("channels", ORDERS)
 def test_hadamard(channels: int, dtype: torch.dtype, device: torch.device) -> None:
     base = hadamard_base(ORDERS[channels]).float().to(device)
@@ -95,8 +158,11 @@ def test_zero_rows(device: torch.device) -> None:
     x, weight = torch.zeros(2, 8, device=device), torch.ones(8, device=device)
     base = torch.ones(1, 1, device=device)
     y, _, scale = ops.rms_norm_quant(x, None, weight, EPS, None, True)
-    y2, scale2 = ops.hadamard_quant(x, base, None, True)
-    for codes, scales in ((y, scale), (y2, scale2)):
+    others = (
+        ops.hadamard_quant(x, base, None, True),
+        ops.gated_rms_norm_quant(x, x, None, weight, EPS, 4, per_token=True),
+    )
+    for codes, scales in ((y, scale), *others):
         assert not codes.any()
         assert (scales > 0).all()
 
@@ -109,6 +175,11 @@ def test_control_is_single(device: torch.device) -> None:
     base = hadamard_base(12).float().to(device)
     assert torch.equal(ops.hadamard_quant(x, base, single)[0], ops.hadamard_quant(x, base, control)[0])
     one, other = (ops.rms_norm_quant(x, x, weight, EPS, code)[0] for code in (single, control))
+    assert torch.equal(one, other)
+    z = integers(6, 48, device=device)
+    one, other = (
+        ops.gated_rms_norm_quant(x, z, code, weight, EPS, 16, code=code)[0] for code in (single, control)
+    )
     assert torch.equal(one, other)
 
 
@@ -129,3 +200,26 @@ def test_refusals(device: torch.device) -> None:
         ops.hadamard_quant(x, base)
     with pytest.raises(RuntimeError, match=r"hadamard_quant: x is int32"):
         ops.hadamard_quant(x.int(), base)
+
+
+def test_gated_norm_refusals(device: torch.device) -> None:
+    x, weight, code = torch.zeros(2, 6, device=device), torch.ones(6, device=device), knee_rows(device=device)
+    q = integers(2, 6, device=device)
+    good: dict[str, Any] = {"x": x, "z": x, "z_code": None, "weight": weight, "eps": EPS, "group_size": 3}
+    for change, message in (
+        ({"group_size": 4}, r"group_size is 4, allowed is a divisor of 6, the number of channels"),
+        ({"group_size": 0}, r"group_size is 0, allowed is a divisor of 6"),
+        ({"x": q}, r"x is int8, allowed is float32, float16 or bfloat16"),
+        ({"z": q}, r"z is int8 and has no code"),
+        ({"z_code": code}, r"z is float32 though it has a code, allowed is int8"),
+        (
+            {"z": q, "z_code": knee_rows(6, device=device)},
+            r"z_code has shape \(6, 8\), .*contiguous \(1, 8\)",
+        ),
+        ({"z": x[:1]}, r"z has shape \(1, 6\), allowed is shape \(2, 6\)"),
+        ({"weight": weight[:5]}, r"weight has shape \(5\), allowed is shape \(6\)"),
+        ({"code": code, "per_token": True}, r"code is given together with per_token"),
+        ({"dtype": torch.int8}, r"dtype is int8"),
+    ):
+        with pytest.raises(RuntimeError, match="gated_rms_norm_quant: " + message):
+            ops.gated_rms_norm_quant(**(good | change))
