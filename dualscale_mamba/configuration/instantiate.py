@@ -131,7 +131,7 @@ def check_parts(config: DictConfig) -> Iterator[Exception]:
 def _checked_source(config: DictConfig) -> None:
     from dualscale_mamba.models.pretrained import check_source
 
-    check_source(str(config.model.source))
+    check_source(str(config.model.source), str(config.model.family))
 
 
 def _checked_evaluators(config: DictConfig) -> None:

@@ -133,11 +133,11 @@ def _official_options(layer: str, ssm: dict[str, Any], where: str) -> dict[str, 
 
 def _limits(pair: Any) -> tuple[float, float]:
     """Two numbers; JSON has no infinity, so that it may be a word, or transformers' tagged object."""
-    low, high = (value["__float__"] if isinstance(value, dict) else value for value in pair)
     try:
+        low, high = (value["__float__"] if isinstance(value, dict) else value for value in pair)
         return float(low), float(high)
-    except ValueError as error:
-        raise TypeError(str(error)) from error
+    except (ValueError, KeyError) as error:
+        raise TypeError(f"limits {pair}: {error}") from error
 
 
 def _from_transformers(raw: Mapping[str, Any], where: str) -> ModelConfig:

@@ -144,6 +144,9 @@ def _options(config: ModelConfig) -> dict[str, Any]:
     if isinstance(config, MambaConfig):
         return {"layer": "Mamba1", "dt_rank": config.dt_rank, **shared}
     assert isinstance(config, Mamba2Config)
+    if config.norm_group_size * config.n_groups != config.d_inner:
+        wanted = f"native for a model with norm_group_size={config.norm_group_size}"
+        raise ConfigError(KEY, NAME, wanted)
     return {
         "layer": "Mamba2",
         "headdim": config.head_dim,

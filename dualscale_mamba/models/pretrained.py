@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Mapping
@@ -146,16 +147,30 @@ def _read(source: str, revision: str | None, family: str | None) -> _Read:
 
 def _check_family(config: ModelConfig, family: str | None, where: str) -> None:
     if family not in (None, config.family):
-        hint = "Choose another checkpoint or another file of conf/model."
+        hint = f"Set model.family={config.family}, or choose another checkpoint."
         raise ConfigError("model.family", family, f"{config.family}, which {where} is", hint)
 
 
-def check_source(source: str) -> None:
+def check_source(source: str, family: str | None = None) -> None:
     """Refuse a source that cannot work before anything heavy is done; nothing is downloaded.
 
+    Args:
+        source: As in :func:`load_pretrained`.
+        family: As there; what lies on the hub is compared when it is loaded.
+
     Raises:
-        ConfigError: It names no folder, embedded model, random model or hub id.
+        ConfigError: It names no folder, embedded model, random model or hub id, or a model of another family.
     """
+    _check_place(source)
+    with contextlib.suppress(CheckpointError):  # told in full when it is loaded
+        if source.startswith(RANDOM):
+            _check_family(RANDOM_SIZES[source.removeprefix(RANDOM)], family, source)
+        elif source.startswith(EMBEDDED) or Path(source).expanduser().is_dir():
+            path = locate(source, None) / "config.json"
+            _check_family(config_from_json(read_json(path), str(path)), family, source)
+
+
+def _check_place(source: str) -> None:
     for prefix, known in ((EMBEDDED, embedded_names()), (RANDOM, sorted(RANDOM_SIZES))):
         if source.startswith(prefix):
             if source.removeprefix(prefix) not in known:

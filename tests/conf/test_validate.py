@@ -35,7 +35,7 @@ MISTAKES = {
     "model=mamba2_tiny quantize.sites=[ssm_input]": "ssm_input: allowed is one of in_proj_input, z, conv_input",
     "model=mamba2_tiny precision.x_proj_reads=conv_output": "precision.x_proj_reads=conv_output: allowed is codes",
     "model.family=mamba3": "model.family=mamba3: allowed is one of mamba1, mamba2",
-    "model.family=mamba2": "model.family=mamba2: allowed is mamba1",
+    "model.family=mamba2 precision=none": "model.family=mamba2: allowed is mamba1, which embedded:mamba1-tiny is",
     "model.state_dtype=float64": "model.state_dtype=float64: allowed is one of float32, float16",
     "precision.x_proj_reads=both": "precision.x_proj_reads=both: allowed is one of codes, conv_output",
     "precision.linear_input_scale=row": "precision.linear_input_scale=row: allowed is one of static",
@@ -70,7 +70,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("override", MISTAKES)
 def test_mistake_is_one_sentence(composed: Compose, override: str) -> None:
-    found = problems(composed(override))
+    found = problems(composed(*override.split()))
     assert len(found) == 1, found
     assert MISTAKES[override] in found[0]
     assert "\n" not in found[0]
