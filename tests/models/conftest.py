@@ -23,6 +23,11 @@ def tiny() -> Pretrained:
     return load_pretrained("embedded:mamba1-tiny")
 
 
+@pytest.fixture(scope="session")
+def tiny2() -> Pretrained:
+    return load_pretrained("embedded:mamba2-tiny")
+
+
 @pytest.fixture
 def small() -> MambaLM:
     model = load_pretrained("random:tiny").model

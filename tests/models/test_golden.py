@@ -13,38 +13,52 @@ from dualscale_mamba import ops
 from dualscale_mamba.models.generation import generate
 from dualscale_mamba.models.pretrained import load_pretrained
 
-CASES = [
+# The official kernels of Mamba-2 multiply matrices in TF32: their own error is some 1e-2 in single values, and its
+# mean over the tokens is near zero.
+TOLERANCE = {"mamba1": 1e-4, "mamba2": 1.5e-2}
+MEAN_TOLERANCE = {"mamba1": 1e-5, "mamba2": 1e-3}
+FAST = [
     pytest.param("mamba1-tiny", "reference"),
     pytest.param("mamba1-tiny", "compiled"),
-    pytest.param("mamba1-27m", "reference", marks=pytest.mark.slow),
     pytest.param("mamba1-27m", "compiled"),
+    pytest.param("mamba2-tiny", "reference"),
+    pytest.param("mamba2-tiny", "compiled"),
+    pytest.param("mamba2-27m", "reference"),
+    pytest.param("mamba2-27m", "compiled"),
 ]
+CASES = [*FAST, pytest.param("mamba1-27m", "reference", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("name", "implementation"), CASES)
 def test_likelihoods_and_logits(shared: Path, device: torch.device, name: str, implementation: str) -> None:
     golden = load_file(shared / "checkpoints" / name / "golden.safetensors", device=str(device))
-    model = load_pretrained(str(shared / "checkpoints" / name), device=device).model
+    loaded = load_pretrained(str(shared / "checkpoints" / name), device=device)
     with ops.implementation(implementation):
-        logits = model(golden["input_ids"].long())
+        logits = loaded.model(golden["input_ids"].long())
     nll = F.cross_entropy(logits.transpose(1, 2), golden["target_ids"].long(), reduction="none")
-    torch.testing.assert_close(nll, golden["nll"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(logits[:, -4:], golden["last_logits"], atol=1e-4, rtol=0)
+    tolerance = TOLERANCE[loaded.config.family]
+    torch.testing.assert_close(nll, golden["nll"], atol=tolerance, rtol=0)
+    torch.testing.assert_close(logits[:, -4:], golden["last_logits"], atol=tolerance, rtol=0)
+    assert abs(float((nll - golden["nll"]).mean())) < MEAN_TOLERANCE[loaded.config.family]
 
 
-@pytest.mark.parametrize(("name", "implementation"), CASES[:2] + CASES[3:])
+@pytest.mark.parametrize(("name", "implementation"), FAST)
 def test_greedy_continuation(shared: Path, device: torch.device, name: str, implementation: str) -> None:
     golden = load_file(shared / "checkpoints" / name / "golden.safetensors", device=str(device))
-    model = load_pretrained(str(shared / "checkpoints" / name), device=device).model
+    loaded = load_pretrained(str(shared / "checkpoints" / name), device=device)
     expected = golden["greedy_continuation"].long()
     prompt = expected[:, :64]
     torch.testing.assert_close(prompt, golden["input_ids"][:, :64].long())
     with ops.implementation(implementation):
-        tokens = torch.stack(list(generate(model, prompt, max_new_tokens=32)), dim=1)
-    assert tokens.tolist() == expected[:, 64:].tolist()
+        tokens = torch.stack(list(generate(loaded.model, prompt, max_new_tokens=32)), dim=1)
+        best = loaded.model(expected[:, :-1])[:, 63:].topk(2).values
+    # Where the two best tokens are closer than the official rounding, either may be chosen; texts differ from there on.
+    decided = (best[..., 0] - best[..., 1] > 2 * TOLERANCE[loaded.config.family]).long().cumprod(1).bool()
+    assert decided.float().mean() > 0.5
+    assert torch.equal(tokens[decided], expected[:, 64:][decided])
 
 
-@pytest.mark.parametrize(("name", "implementation"), CASES[:2] + CASES[3:])
+@pytest.mark.parametrize(("name", "implementation"), FAST)
 def test_steps_equal_prefill(shared: Path, device: torch.device, name: str, implementation: str) -> None:
     golden = load_file(shared / "checkpoints" / name / "golden.safetensors", device=str(device))
     model = load_pretrained(str(shared / "checkpoints" / name), device=device).model

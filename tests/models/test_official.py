@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,12 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.models.config import MambaConfig
+from dualscale_mamba.models.config import Mamba2Config, MambaConfig, ModelConfig
 from dualscale_mamba.models.official import OfficialLM, check_available
 from dualscale_mamba.models.pretrained import ASSETS, fitted
 
 CUDA = torch.device("cuda")
 CONFIG = MambaConfig(d_model=256, n_layer=6, vocab_size=4096)
+CONFIG2 = Mamba2Config(d_model=256, n_layer=6, vocab_size=4096, d_state=64, head_dim=32)
 
 
 class FakeLM(nn.Module):
@@ -53,20 +55,37 @@ def package(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, module)
 
 
-def official(config: MambaConfig = CONFIG, residual: torch.dtype = torch.float32) -> OfficialLM:
-    stored = load_file(ASSETS / "mamba1-tiny" / "model.safetensors")
-    weights = fitted(CONFIG, stored, torch.float16, "here")
+def official(config: ModelConfig = CONFIG, residual: torch.dtype = torch.float32) -> OfficialLM:
+    stored = load_file(ASSETS / f"{config.family}-tiny" / "model.safetensors")
+    weights = fitted(CONFIG if config.family == "mamba1" else CONFIG2, stored, torch.float16, "here")
     return OfficialLM(config, weights, torch.float16, residual, CUDA)
 
 
 @pytest.mark.usefixtures("package")
-def test_weights_get_their_stored_names_and_shapes() -> None:
-    stored = load_file(ASSETS / "mamba1-tiny" / "model.safetensors")
-    loaded = official().lm.loaded
+@pytest.mark.parametrize("config", [CONFIG, CONFIG2], ids=lambda config: str(config.family))
+def test_weights_get_their_stored_names_and_shapes(config: ModelConfig) -> None:
+    stored = load_file(ASSETS / f"{config.family}-tiny" / "model.safetensors")
+    loaded = official(config).lm.loaded
     assert set(loaded) == {*stored, "lm_head.weight"}
     assert all(loaded[name].shape == value.shape for name, value in stored.items())
-    assert official().lm.config.ssm_cfg["dt_rank"] == 16
-    assert official().sites() == {}
+    assert official(config).sites() == {}
+
+
+@pytest.mark.usefixtures("package")
+def test_arguments_of_the_official_mixers() -> None:
+    shared = {"d_state": 16, "d_conv": 4, "expand": 2, "conv_bias": True, "bias": False}
+    assert official().lm.config.ssm_cfg == {"layer": "Mamba1", "dt_rank": 16, **shared}
+    config = dataclasses.replace(CONFIG2, delta_max=0.5, norm_before_gate=True, chunk_size=128)
+    assert official(config).lm.config.ssm_cfg == {
+        **shared,
+        "layer": "Mamba2",
+        "d_state": 64,
+        "headdim": 32,
+        "ngroups": 1,
+        "chunk_size": 128,
+        "dt_limit": (0.0, 0.5),
+        "norm_before_gate": True,
+    }
 
 
 @pytest.mark.usefixtures("package")
@@ -87,6 +106,10 @@ def test_what_it_cannot_express() -> None:
         official(MambaConfig(d_model=256, n_layer=6, vocab_size=4096, norm_eps=1e-6))
     with pytest.raises(ConfigError, match="residual_dtype"):
         official(residual=torch.bfloat16)
+    with pytest.raises(ConfigError, match="norm_group_size=64"):
+        official(dataclasses.replace(CONFIG2, norm_group_size=64))
+    with pytest.raises(ConfigError, match=r"model\.state_dtype"):
+        check_available(CUDA, torch.float16)
 
 
 def test_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from dualscale_mamba.errors import CheckpointError, ConfigError
 from dualscale_mamba.models import names, pretrained, weights
+from dualscale_mamba.models.config import Mamba2Config, MambaConfig
 from dualscale_mamba.models.language_model import MambaLM
-from dualscale_mamba.models.pretrained import ASSETS, Pretrained, check_source, load_pretrained
+from dualscale_mamba.models.pretrained import Pretrained, check_source, load_pretrained
 
 IDS = torch.randint(0, 4096, (1, 12), generator=torch.Generator().manual_seed(2))
 CONV = "backbone.layers.0.mixer.conv1d.weight"
@@ -30,61 +31,14 @@ def change_config(folder: Path, **fields: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-def to_transformers(folder: Path, source: Path = ASSETS / "mamba1-tiny") -> None:
-    """Write the embedded checkpoint in the transformers layout."""
-    tensors = load_file(source / "model.safetensors")
-    ours = {names.rename(name, names.FROM_CHECKPOINT): value for name, value in tensors.items()}
-    folder.mkdir(exist_ok=True)
-    save_file(
-        {names.rename(name, names.TO_TRANSFORMERS["mamba1"]): value for name, value in ours.items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
-    fields = {
-        "model_type": "mamba",
-        "architectures": ["MambaForCausalLM"],
-        "hidden_size": 256,
-        "num_hidden_layers": 6,
-        "vocab_size": 4096,
-        "state_size": 16,
-        "conv_kernel": 4,
-        "expand": 2,
-        "intermediate_size": 512,
-        "time_step_rank": 16,
-        "use_bias": False,
-        "use_conv_bias": True,
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-        "eos_token_id": 0,
-    }
-    (folder / "config.json").write_text(json.dumps(fields))
-    (folder / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
-
-
 def test_embedded(tiny: Pretrained) -> None:
-    assert tiny.config.d_inner == 512
+    assert tiny.config == MambaConfig(d_model=256, n_layer=6, vocab_size=4096)
     assert tiny.tokenizer.vocab_size == tiny.config.vocab_size == 4096
     assert len(tiny.weights_hash) == 64
     assert tiny.model.sites()
     model = tiny.model
     assert isinstance(model, MambaLM)
     assert model.lm_head.weight is model.backbone.embedding.weight
-
-
-def test_transformers_layout_gives_the_same_logits(tiny: Pretrained, tmp_path: Path) -> None:
-    to_transformers(tmp_path)
-    found = load_pretrained(str(tmp_path))
-    assert found.config == tiny.config
-    torch.testing.assert_close(found.model(IDS), tiny.model(IDS), atol=0, rtol=0)
-
-
-def test_transformers_agrees(tiny: Pretrained, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    to_transformers(tmp_path)
-    other = transformers.MambaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    with torch.no_grad():
-        expected = other(IDS).logits
-    torch.testing.assert_close(tiny.model(IDS), expected, atol=1e-4, rtol=0)
 
 
 def test_untied_head(folder: Path, tiny: Pretrained) -> None:
@@ -166,6 +120,33 @@ def test_damaged_file_is_named(folder: Path, name: str) -> None:
     (folder / name).write_text('{"a')
     with pytest.raises(CheckpointError, match=name):
         load_pretrained(str(folder))
+
+
+def test_embedded_mamba2(tiny2: Pretrained) -> None:
+    assert tiny2.config == Mamba2Config(d_model=256, n_layer=6, vocab_size=4096, d_state=64, head_dim=32)
+    assert tiny2.tokenizer.vocab_size == 4096
+    logits = tiny2.model(IDS)
+    assert torch.isfinite(logits).all()
+    again = load_pretrained("embedded:mamba2-tiny", family="mamba2", state_dtype=torch.float16).model
+    assert isinstance(again, MambaLM)
+    assert again.state_dtype == torch.float16
+    torch.testing.assert_close(again(IDS), logits, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("source", "asked", "is_of"),
+    [
+        ("embedded:mamba1-tiny", "mamba2", "mamba1"),
+        ("embedded:mamba2-tiny", "mamba1", "mamba2"),
+        ("random:mamba2-tiny", "mamba1", "mamba2"),
+        ("random:tiny", "mamba3", "mamba1"),
+    ],
+)
+def test_another_family_than_configured_is_refused(source: str, asked: str, is_of: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.family={asked}: allowed is {is_of}, which .* is") as caught:
+        load_pretrained(source, family=asked)
+    assert caught.value.key == "model.family"
+    assert load_pretrained(source, family=is_of).config.family == is_of
 
 
 def test_tokenizer_of_another_model(folder: Path) -> None:
@@ -262,6 +243,20 @@ class TestSources:
             load_pretrained("other/model")
         assert asked[-1][2] == pretrained._PICKLED_FILES
 
+    @pytest.mark.parametrize("name", ["mamba-130m", "mamba2-130m"])
+    def test_published_checkpoints_without_a_tokenizer(
+        self, name: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import huggingface_hub
+
+        (folder / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+
+        def download(repository: str, **_: object) -> str:
+            return str({f"state-spaces/{name}": folder, pretrained.NEOX_TOKENIZER: tmp_path}[repository])
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        assert load_pretrained(f"state-spaces/{name}").tokenizer.vocab_size == 4096
+
     def test_unknown_implementation(self) -> None:
         with pytest.raises(ConfigError, match=r"model\.implementation"):
             load_pretrained("random:tiny", implementation="other")
@@ -271,11 +266,22 @@ class TestSources:
             load_pretrained("random:tiny", implementation="mamba_ssm", device="cpu")
 
 
-def test_random_is_seeded() -> None:
-    first, second, third = (load_pretrained("random:tiny", seed=seed) for seed in (0, 0, 1))
+@pytest.mark.parametrize("source", ["random:tiny", "random:mamba2-tiny"])
+def test_random_is_seeded(source: str) -> None:
+    first, second, third = (load_pretrained(source, seed=seed) for seed in (0, 0, 1))
     assert first.weights_hash == second.weights_hash != third.weights_hash
     torch.testing.assert_close(first.model(IDS), second.model(IDS), atol=0, rtol=0)
     assert torch.isfinite(first.model(IDS)).all()
+
+
+def test_random_mamba2_starts_like_the_official_one() -> None:
+    state = load_pretrained("random:mamba2-tiny").model.state_dict()
+    mixer = {name.split("mixer.")[1]: value for name, value in state.items() if "layers.0.mixer" in name}
+    assert mixer["A_log"].shape == mixer["dt_bias"].shape == mixer["D"].shape == (8,)
+    assert ((mixer["A_log"].exp() >= 1) & (mixer["A_log"].exp() <= 16)).all()
+    delta = torch.nn.functional.softplus(mixer["dt_bias"])
+    assert ((delta >= 0.99e-3) & (delta <= 0.101)).all()
+    assert (mixer["norm.weight"] == 1).all()
 
 
 def test_dtype(tiny: Pretrained) -> None:
