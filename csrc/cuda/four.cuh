@@ -112,6 +112,35 @@ __device__ __forceinline__ void biased_or_value(const Four<kCodes>& four, Kind k
   }
 }
 
+// One value: its bits as they lie in memory, ...
+__device__ __forceinline__ uint32_t load_bits(const Input& input, int64_t offset) {
+  switch (input.kind) {
+    case Kind::kCodes:
+      return static_cast<const uint8_t*>(input.data)[offset];
+    case Kind::kFloat:
+      return static_cast<const uint32_t*>(input.data)[offset];
+    default:
+      return static_cast<const uint16_t*>(input.data)[offset];
+  }
+}
+
+// ... and what they stand for.
+__device__ __forceinline__ float value_of_bits(const Input& input, uint32_t bits, int64_t channel) {
+  if (input.kind == Kind::kCodes) {
+    const float q = biased_byte(bits ^ 0x80u, 0) - kByteBias;
+    const int64_t row = input.code.per_channel ? channel : 0;
+    return input.code.is_table ? Table::load(input.code.rows + row * kTableWidth).decode(q)
+                               : Knee::load(input.code.rows + row * kKneeWidth).decode(q);
+  }
+  return input.kind == Kind::kFloat  ? __uint_as_float(bits)
+         : input.kind == Kind::kHalf ? __half2float(__ushort_as_half(static_cast<uint16_t>(bits)))
+                                     : __uint_as_float(bits << 16);
+}
+
+__device__ __forceinline__ float one_value(const Input& input, int64_t offset, int64_t channel) {
+  return value_of_bits(input, load_bits(input, offset), channel);
+}
+
 __device__ __forceinline__ void store_four(void* to, Kind kind, int64_t offset, const float (&x)[4],
                                            bool aligned, int valid) {
   switch (kind) {

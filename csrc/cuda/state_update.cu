@@ -16,19 +16,6 @@ struct Token {
   bool state_aligned;
 };
 
-__device__ __forceinline__ float one_value(const Input& input, int64_t offset, int64_t channel) {
-  if (input.kind == Kind::kCodes) {
-    const float q = static_cast<float>(static_cast<const int8_t*>(input.data)[offset]);
-    const int64_t row = input.code.per_channel ? channel : 0;
-    return input.code.is_table ? Table::load(input.code.rows + row * kTableWidth).decode(q)
-                               : Knee::load(input.code.rows + row * kKneeWidth).decode(q);
-  }
-  return input.kind == Kind::kFloat ? static_cast<const float*>(input.data)[offset]
-         : input.kind == Kind::kHalf
-             ? __half2float(static_cast<const __half*>(input.data)[offset])
-             : __bfloat162float(static_cast<const __nv_bfloat16*>(input.data)[offset]);
-}
-
 // Four neighbouring states' B or C.
 __device__ __forceinline__ void four_values(const Input& input, int64_t offset, int present, float (&x)[4]) {
   biased_or_value(load_four<false>(input, offset, present), input.kind, x);

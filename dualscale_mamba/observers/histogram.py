@@ -159,17 +159,17 @@ class Histogram:
         Returns:
             values fp32 ``(points,)``, ascending, and weights fp64 ``(groups, points)``.
         """
-        edges = self.edges()
+        occupied = torch.nonzero((self.counts > 0).any(0)).flatten()
+        rank = occupied - self.side
+        edges = torch.cat([torch.zeros(1, dtype=torch.float64), self.edges()])
+        magnitude = rank.abs()
+        low = torch.where(rank == 0, 0.0, edges[magnitude])
+        width = torch.where(rank == 0, 0.0, edges[(magnitude + 1).clamp_max(edges.numel() - 1)] - low)
         fractions = (torch.arange(inside, dtype=torch.float64) + 0.5) / inside
-        positive = (edges[:-1, None] + (edges[1:] - edges[:-1])[:, None] * fractions).reshape(-1)
-        zero = torch.zeros(1, dtype=torch.float64)
-        values = torch.cat([-positive.flip(0), zero, positive])
-        weights = self.counts.double()
-        side = weights[:, : self.side].repeat_interleave(inside, 1) / inside
-        other = weights[:, self.side + 1 :].repeat_interleave(inside, 1) / inside
-        weights = torch.cat([side, weights[:, self.side : self.side + 1], other], dim=1)
-        present = weights.sum(0) > 0
-        return values[present].float(), weights[:, present]
+        spread = low[:, None] + width[:, None] * fractions
+        values = torch.where(rank[:, None] < 0, -spread.flip(1), spread)
+        weights = (self.counts[:, occupied].double() / inside).repeat_interleave(inside, 1)
+        return values.reshape(-1).float(), weights
 
     def _coded(self, code: Code, inside: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         values, weights = self.points(inside)
@@ -183,20 +183,20 @@ class Histogram:
         error = (decoded.double() - values.double()).square().T
         return (error * weights).sum(1) / weights.sum(1).clamp_min(1.0)
 
-    def signal_to_noise_db(self, code: Code, inside: int = 4) -> float:
-        """Signal-to-quantization-noise ratio over all groups, dB."""
-        values, weights, _, decoded = self._coded(code, inside)
+    def quality(self, code: Code, inside: int = 4) -> tuple[float, float]:
+        """How a code fits the counted values.
+
+        Returns:
+            The signal-to-quantization-noise ratio over all groups in dB, and the number of different codes that the
+            values reach, mean over groups.
+        """
+        values, weights, codes, decoded = self._coded(code, inside)
         noise = ((decoded.double() - values.double()).square().T * weights).sum()
         signal = (values.double().square().T * weights).sum()
-        return float(10.0 * torch.log10(signal.clamp_min(1e-30) / noise.clamp_min(1e-30)))
-
-    def codes_used(self, code: Code, inside: int = 4) -> float:
-        """Number of different codes that the counted values reach, mean over groups."""
-        _, weights, codes, _ = self._coded(code, inside)
-        used = torch.zeros(self.groups, 256, dtype=torch.bool)
-        point, group = torch.nonzero(weights.T > 0, as_tuple=True)
-        used[group, codes[point, group].long() + 128] = True
-        return float(used.sum(1).double().mean())
+        used = torch.zeros(self.groups, 256, dtype=torch.float64)
+        used.scatter_add_(1, codes.T.long() + 128, (weights > 0).double())
+        ratio = 10.0 * torch.log10(signal.clamp_min(1e-30) / noise.clamp_min(1e-30))
+        return float(ratio), float((used > 0).sum(1).double().mean())
 
     def state(self) -> dict[str, Tensor]:
         """Tensors from which :meth:`from_state` rebuilds the histogram."""

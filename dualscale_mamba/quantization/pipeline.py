@@ -125,6 +125,7 @@ def describe(name: str, histogram: Histogram, fitted: Fitted, observer: str) -> 
         values above the threshold, ``codes_used`` of 256, ``range_max`` seen, ``sqnr_db``, ``percentile``.
     """
     levels = fitted.code.levels().cpu().double()
+    sqnr, codes_used = histogram.quality(fitted.code)
     above = torch.where(levels > 0, levels, torch.inf).amin(1)
     row: SiteRow = {
         "name": name,
@@ -139,8 +140,8 @@ def describe(name: str, histogram: Histogram, fitted: Fitted, observer: str) -> 
         "outlier_share": float(histogram.share_above(fitted.range.inner).mean()),
         "range_min": float(histogram.minimum.min()),
         "range_max": float(histogram.maximum.max()),
-        "codes_used": histogram.codes_used(fitted.code),
-        "sqnr_db": histogram.signal_to_noise_db(fitted.code),
+        "codes_used": codes_used,
+        "sqnr_db": sqnr,
         "bits_per_value": fitted.code.bits_per_value,
         "skipped": float(histogram.skipped),
     }
