@@ -148,14 +148,20 @@ def labels(jobs: Sequence[Job]) -> list[str]:
         for key in dict.fromkeys([*LABEL_KEYS, *(key for key in typed if key not in UNTOLD)])
         if key == "scale_mode" or len({str(s[key]) for s in settings if s.get(key) is not None}) > 1
     ]
-    made = [" ".join(_words(s, differing)) or job.folder.name for job, s in zip(jobs, settings, strict=True)]
+    made = [" ".join(words(s, differing)) or job.folder.name for job, s in zip(jobs, settings, strict=True)]
     return [
         f"{label} ({job.folder.name})" if made.count(label) > 1 else label
         for label, job in zip(made, jobs, strict=True)
     ]
 
 
-def _words(settings: Mapping[str, Any], keys: Sequence[str]) -> Iterator[str]:
+def shown(value: Any) -> str:
+    """A setting as it is told: lists without their brackets."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def words(settings: Mapping[str, Any], keys: Sequence[str]) -> Iterator[str]:
+    """What to say of the settings ``keys``; nothing of those that are not set or go without saying."""
     for key in keys:
         value = settings.get(key)
         if value is None or (key.startswith("observer") and settings.get("scale_mode") == "fp16"):
@@ -165,7 +171,7 @@ def _words(settings: Mapping[str, Any], keys: Sequence[str]) -> Iterator[str]:
         elif key == "observer" and "observer.percentile" in keys and value == "percentile":
             continue
         else:
-            yield str(value) if key in SPEAKING else f"{key.rpartition('.')[2]} {value}"
+            yield str(value) if key in SPEAKING else f"{key.rpartition('.')[2]} {shown(value)}"
 
 
 @dataclass

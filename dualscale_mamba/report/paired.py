@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from dualscale_mamba.report.collect import Job
+from dualscale_mamba.report.collect import LABEL_KEYS, Job, shown, words
 
 ITEM, METRIC = "kl", "KL"
 UNQUANTIZED = "fp16"  # the reference of a comparison, not an arm of it
 RESAMPLES = 9999
 CONFIDENCE = 0.95
+SIGNIFICANT = 1 - CONFIDENCE
 # Settings that make an arm; whatever else differs makes a setting in which arms are compared.
 OF_AN_ARM = (
     "scale_mode",
@@ -96,23 +97,29 @@ def winners(jobs: Sequence[Job]) -> Iterator[str]:
         if job.scale_mode not in best or math.fsum(values) < math.fsum(best[job.scale_mode][1]):
             best[job.scale_mode] = (job, values)
     for setting, modes in groups.items():
-        ranked = sorted(modes.values(), key=lambda pair: math.fsum(pair[1]))
+        ranked = sorted(modes.values(), key=lambda pair: math.fsum(pair[1]))[:2]
         if len(ranked) > 1 and len(ranked[0][1]) == len(ranked[1][1]):
-            yield _sentence(setting, *ranked[:2])
+            names = [" ".join(words(job.settings, _arm_keys(measured))) for job, _ in ranked]
+            yield _sentence(setting, names, paired_difference(ranked[1][1], ranked[0][1]))
 
 
-def _sentence(setting: str, first: tuple[Job, list[float]], second: tuple[Job, list[float]]) -> str:
-    found = paired_difference(second[1], first[1])
+def _arm_keys(measured: Sequence[tuple[Job, list[float]]]) -> list[str]:
+    """Settings that name an arm among these."""
+    settings = [job.settings for job, _ in measured]
+    differs = (k for k in LABEL_KEYS if len({str(s[k]) for s in settings if s.get(k) is not None}) > 1)
+    return list(dict.fromkeys(["scale_mode", *(key for key in differs if key.startswith(OF_AN_ARM))]))
+
+
+def _sentence(setting: str, names: Sequence[str], found: Paired) -> str:
     level = f"{CONFIDENCE:.0%}".replace("%", " %")
     numbers = (
         f"{found.mean:.2g} nats more, {level} CI [{found.low:.2g}, {found.high:.2g}], p = {found.p_value:.2g},"
         f" {found.pairs} windows"
     )
     place = f"{setting}: " if setting else ""
-    if found.low <= 0.0 <= found.high:
-        names = f"{first[0].label} and {second[0].label}"
-        return f"{METRIC}, {place}no winner between {names} ({numbers}: within the noise)"
-    return f"{METRIC}, {place}least with {first[0].label}; next {second[0].label} ({numbers})"
+    if found.low <= 0.0 <= found.high or found.p_value >= SIGNIFICANT:
+        return f"{METRIC}, {place}no winner between {' and '.join(names)} ({numbers}: within the noise)"
+    return f"{METRIC}, {place}least with {names[0]}; next {names[1]} ({numbers})"
 
 
 def _items(job: Job) -> list[float]:
@@ -142,4 +149,6 @@ def _common_settings(jobs: Sequence[Job]) -> list[str]:
 
 def _setting(job: Job, keys: Sequence[str]) -> str:
     known = job.settings
-    return ", ".join(f"{key.rpartition('.')[2]} {known[key]}" for key in keys if known.get(key) is not None)
+    return ", ".join(
+        f"{key.rpartition('.')[2]} {shown(known[key])}" for key in keys if known.get(key) is not None
+    )

@@ -55,7 +55,7 @@ def job(folder: Path, mode: str, percentile: float, granularity: str, level: flo
     (own / "items_divergence.jsonl").write_text("\n".join(json.dumps(row) for row in reversed(rows)) + "\n")
     choices = {"scale_mode": mode, "granularity": granularity}
     result = {"config": {"observer": {"percentile": percentile}}, "metrics": {}}
-    return Job(own, {"state": "done", "choices": choices}, result, f"{mode} {percentile:g} %")
+    return Job(own, {"state": "done", "choices": choices}, result, "label")
 
 
 def test_each_setting_has_its_winner_and_each_mode_its_best(tmp_path: Path) -> None:
