@@ -121,6 +121,15 @@ inline void check_same_shape(const Argument& argument, const Tensor& tensor, con
   }
 }
 
+// (batch, length, size) beside an activation of three dimensions, (batch, size) beside one of two.
+inline void check_beside(const Argument& argument, const Tensor& tensor, const Tensor& first, int64_t size) {
+  if (first.dim() == 3) {
+    check_shape(argument, tensor, {first.size(0), first.size(1), size});
+  } else {
+    check_shape(argument, tensor, {first.size(0), size});
+  }
+}
+
 inline void check_dim(const Argument& argument, const Tensor& tensor, int64_t dim) {
   if (tensor.dim() != dim) {
     refuse(argument, "has shape " + shape_of(tensor), std::to_string(dim) + " dimensions");

@@ -86,11 +86,7 @@ inline SsdSizes checked_ssd(const SsdArguments& in, int64_t dims, ScalarType dty
   }
   const auto check = [&](const char* name, const Tensor& tensor, const OptionalTensor& code, int64_t size,
                          Codes allowed) {
-    if (dims == 3) {
-      check_shape({op, name}, tensor, {x.size(0), x.size(1), size});
-    } else {
-      check_shape({op, name}, tensor, {x.size(0), size});
-    }
+    check_beside({op, name}, tensor, x, size);
     check_activation({op, name}, tensor, code, allowed, x);
   };
   check("delta", in.delta, in.delta_code, heads, Codes::kKneeOneRow);

@@ -5,12 +5,11 @@
 // channels runs the recurrence with its states in registers. Channels are the lanes, so that nothing is ever
 // summed across lanes.
 #include <algorithm>
-#include <cstring>
 #include <memory>
 
-#include "checks.h"
 #include "cpu/rows.h"
 #include "cpu/vector_math.h"
+#include "ssm_checks.h"
 
 namespace dualscale::cpu {
 namespace {
@@ -18,56 +17,6 @@ namespace {
 constexpr int64_t kChannels = 256;    // of a task, at most: long runs of memory
 constexpr int64_t kFewChannels = 64;  // of a task, at least
 constexpr int64_t kTokens = 32;       // of a chunk
-constexpr int64_t kMaxState = 256;
-
-struct Inputs {
-  const char* op;
-  const Tensor &u, &delta, &A, &B, &C;
-  const OptionalTensor &u_code, &delta_code, &B_code, &C_code, &D, &z, &z_code, &delta_bias;
-};
-
-// `of_channels` is the shape of u, `of_states` that of B and C.
-void check_inputs(const Inputs& in, ScalarType dtype) {
-  const Tensor& u = in.u;
-  check_channels({in.op, "u"}, u);
-  check_activation({in.op, "u"}, u, in.u_code, Codes::kAny, u);
-  const int64_t channels = u.size(u.dim() - 1);
-  check_dim({in.op, "A"}, in.A, 2);
-  const int64_t states = in.A.size(1);
-  check_parameter({in.op, "A"}, in.A, {channels, states}, u);
-  if (states < 1 || states > kMaxState) {
-    refuse({in.op, "A"}, "has " + std::to_string(states) + " states", "1 to " + std::to_string(kMaxState));
-  }
-  const auto check = [&](const char* name, const Tensor& tensor, const OptionalTensor& code, int64_t size) {
-    check_dim({in.op, name}, tensor, u.dim());
-    if (u.dim() == 3) {
-      check_shape({in.op, name}, tensor, {u.size(0), u.size(1), size});
-    } else {
-      check_shape({in.op, name}, tensor, {u.size(0), size});
-    }
-    check_activation({in.op, name}, tensor, code, Codes::kKneeOneRow, u);
-    if (code.has_value() != in.delta_code.has_value()) {
-      refuse({in.op, name}, code ? "is int8 but delta is not" : "is floating point but delta is int8",
-             "int8 for all of delta, B, C and z, or for none");
-    }
-  };
-  check("delta", in.delta, in.delta_code, channels);
-  check("B", in.B, in.B_code, states);
-  check("C", in.C, in.C_code, states);
-  if (in.z) {
-    check("z", *in.z, in.z_code, channels);
-  }
-  check_parameter({in.op, "D"}, in.D, {channels}, u);
-  check_parameter({in.op, "delta_bias"}, in.delta_bias, {channels}, u);
-  check_result_type({in.op, "dtype"}, dtype);
-}
-
-void check_state(const Argument& argument, const Tensor& state, const Inputs& in) {
-  check_type(argument, state, ScalarType::Float);
-  check_shape(argument, state, {in.u.size(0), in.A.size(0), in.A.size(1)});
-  check_same_device(argument, state, in.u);
-  check_last_stride(argument, state);
-}
 
 const float* pointer(const OptionalTensor& tensor) {
   return tensor ? tensor->const_data_ptr<float>() : nullptr;
@@ -79,7 +28,7 @@ struct Reader {
   const float *skip, *bias;
   bool gated;
 
-  explicit Reader(const Inputs& in)
+  explicit Reader(const SelectiveArguments& in)
       : u(in.u, in.u_code),
         delta(in.delta, in.delta_code),
         z(in.z ? *in.z : in.u, in.z ? in.z_code : in.u_code),
@@ -122,7 +71,8 @@ struct Reader {
 struct Chunk {
   alignas(64) float step[kTokens][kChannels], input[kTokens][kChannels], output[kTokens][kChannels],
       gate[kTokens][kChannels];
-  alignas(64) float B[kTokens * kMaxState], C[kTokens * kMaxState];  // rows of as many states as there are
+  // Rows of as many states as there are.
+  alignas(64) float B[kTokens * kMaxStates], C[kTokens * kMaxStates];
 };
 
 // `tokens` steps of the recurrence for the kLanes channels from `lane` on. state and A2 (A times log2 e) are
@@ -131,7 +81,7 @@ struct Chunk {
 template <int64_t kStates>
 void recur(Chunk& chunk, int64_t tokens, int64_t lane, int64_t states, float (*state)[kChannels],
            const float (*A2)[kChannels]) {
-  Vec h[kStates ? kStates : kMaxState];
+  Vec h[kStates ? kStates : kMaxStates];
   const int64_t count = kStates ? kStates : states;
   for (int64_t n = 0; n < count; ++n) {
     h[n] = load_vec(state[n] + lane);
@@ -170,14 +120,13 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
                                           const OptionalTensor& z, const OptionalTensor& z_code,
                                           const OptionalTensor& delta_bias, const OptionalTensor& initial,
                                           ScalarType dtype) {
-  const Inputs in{"selective_scan", u,      delta,  A, B, C,      u_code,
-                  delta_code,       B_code, C_code, D, z, z_code, delta_bias};
-  check_dim({in.op, "u"}, u, 3);
-  check_inputs(in, dtype);
+  const SelectiveArguments in{"selective_scan", u, u_code, delta, delta_code, A,      B,
+                              B_code,           C, C_code, D,     z,          z_code, delta_bias};
+  const SelectiveSizes sizes = checked_selective(in, 3, dtype);
   if (initial) {
-    check_state({in.op, "initial"}, *initial, in);
+    check_ssm_state({in.op, "initial"}, *initial, u, A);
   }
-  const int64_t batch = u.size(0), length = u.size(1), channels = u.size(2), states = A.size(1);
+  const int64_t batch = sizes.batch, length = sizes.length, channels = sizes.channels, states = sizes.states;
   Tensor y = empty_of(u, dtype);
   Tensor last = torch::stable::new_empty(u, {batch, channels, states}, ScalarType::Float);
   const Reader reader(in);
@@ -211,12 +160,8 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
           const int64_t t = start + k;
           reader.read(b * u_batch + t * u_token, b * d_batch + t * d_token, b * z_batch + t * z_token, c, n,
                       chunk->step[k], chunk->input[k], chunk->output[k], chunk->gate[k]);
-          alignas(64) float scratch[kMaxState];
-          const auto bytes = static_cast<size_t>(states) * sizeof(float);
-          std::memcpy(chunk->B + k * states, source_B.read(b * B_batch + t * B_token, 0, states, scratch),
-                      bytes);
-          std::memcpy(chunk->C + k * states, source_C.read(b * C_batch + t * C_token, 0, states, scratch),
-                      bytes);
+          source_B.copy(b * B_batch + t * B_token, 0, states, chunk->B + k * states);
+          source_C.copy(b * C_batch + t * C_token, 0, states, chunk->C + k * states);
         }
         for (int64_t lane = 0; lane < n; lane += kLanes) {
           if (states == 16) {
@@ -263,24 +208,23 @@ Tensor selective_state_update(Tensor state, const Tensor& u, const OptionalTenso
                               const OptionalTensor& C_code, const OptionalTensor& D, const OptionalTensor& z,
                               const OptionalTensor& z_code, const OptionalTensor& delta_bias,
                               ScalarType dtype) {
-  const Inputs in{"selective_state_update",
-                  u,
-                  delta,
-                  A,
-                  B,
-                  C,
-                  u_code,
-                  delta_code,
-                  B_code,
-                  C_code,
-                  D,
-                  z,
-                  z_code,
-                  delta_bias};
-  check_dim({in.op, "u"}, u, 2);
-  check_inputs(in, dtype);
-  check_state({in.op, "state"}, state, in);
-  const int64_t batch = u.size(0), channels = u.size(1), states = A.size(1);
+  const SelectiveArguments in{"selective_state_update",
+                              u,
+                              u_code,
+                              delta,
+                              delta_code,
+                              A,
+                              B,
+                              B_code,
+                              C,
+                              C_code,
+                              D,
+                              z,
+                              z_code,
+                              delta_bias};
+  const SelectiveSizes sizes = checked_selective(in, 2, dtype);
+  check_ssm_state({in.op, "state"}, state, u, A);
+  const int64_t batch = sizes.batch, channels = sizes.channels, states = sizes.states;
   Tensor y = empty_of(u, dtype);
   const Reader reader(in);
   const Source source_B(B, B_code), source_C(C, C_code);
@@ -294,7 +238,7 @@ Tensor selective_state_update(Tensor state, const Tensor& u, const OptionalTenso
 
   torch::stable::parallel_for(0, batch * blocks, 16, [&](int64_t begin, int64_t end) {
     alignas(64) float step[kChannels], input[kChannels], result[kChannels], gate[kChannels];
-    alignas(64) float scratch_B[kMaxState], scratch_C[kMaxState];
+    alignas(64) float scratch_B[kMaxStates], scratch_C[kMaxStates];
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / blocks, c = task % blocks * kFewChannels,
                     n = std::min(kFewChannels, channels - c);
