@@ -60,10 +60,6 @@ struct Taps {
   }
 };
 
-const float* pointer(const OptionalTensor& tensor) {
-  return tensor ? tensor->const_data_ptr<float>() : nullptr;
-}
-
 void check_taps(const char* op, const Tensor& weight, const OptionalTensor& bias, int64_t channels,
                 const Tensor& x) {
   check_dim({op, "weight"}, weight, 2);

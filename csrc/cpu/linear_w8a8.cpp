@@ -216,10 +216,6 @@ void check_linear(const char* op, const Tensor& x, const OptionalTensor& x_code,
   }
 }
 
-const float* pointer(const OptionalTensor& tensor) {
-  return tensor ? tensor->const_data_ptr<float>() : nullptr;
-}
-
 Tensor linear_w8a8(const Tensor& x, const OptionalTensor& x_code, bool knee, const OptionalTensor& row_scale,
                    const Tensor& weight, const Tensor& weight_scale, const Tensor& weight_sum,
                    const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype) {

@@ -106,6 +106,11 @@ class RowOffsets {
   int64_t sizes_[kMaxOuter], strides_[kMaxOuter];
 };
 
+// The values of a parameter, or null.
+inline const float* pointer(const OptionalTensor& tensor) {
+  return tensor ? tensor->const_data_ptr<float>() : nullptr;
+}
+
 // A contiguous result of the shape of `like`.
 inline Tensor empty_of(const Tensor& like, ScalarType type) {
   return torch::stable::new_empty(like, like.sizes(), type);

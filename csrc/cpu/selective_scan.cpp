@@ -18,10 +18,6 @@ constexpr int64_t kChannels = 256;    // of a task, at most: long runs of memory
 constexpr int64_t kFewChannels = 64;  // of a task, at least
 constexpr int64_t kTokens = 32;       // of a chunk
 
-const float* pointer(const OptionalTensor& tensor) {
-  return tensor ? tensor->const_data_ptr<float>() : nullptr;
-}
-
 // Decoding of rows of u, delta and z, with what happens to them before the recurrence.
 struct Reader {
   Source u, delta, z;

@@ -29,10 +29,6 @@ constexpr float kLeastScale = 1.0f / (1 << 30);
 
 int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-const float* pointer(const OptionalTensor& tensor) {
-  return tensor ? tensor->const_data_ptr<float>() : nullptr;
-}
-
 // An activation (batch, length, C), or (batch, C) for one token.
 class Activation {
  public:
