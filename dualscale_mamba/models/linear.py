@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dualscale_mamba import ops
-from dualscale_mamba.models.code_rows import JoinedRows
+from dualscale_mamba.models.code_rows import MadeOfCodes, join_rows
 from dualscale_mamba.quantization.site import Activation, Coded, Site, values_of
 from dualscale_mamba.quantization.weights import Int8Weight, quantize_weight
 
@@ -42,7 +42,7 @@ class Linear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         for name in ("weight_codes", "weight_scale", "weight_sum"):
             self.register_buffer(name, None)
-        self._joined = JoinedRows()
+        self._joined = MadeOfCodes[Tensor]()
 
     @property
     def is_quantized(self) -> bool:
@@ -103,7 +103,9 @@ class Linear(nn.Module):
         """Code rows for the product's epilogue, one an output column; None unless every site can take int8 there."""
         rows = [site.output_code() for site in sites]
         present = [r for r in rows if r is not None and r.shape == (1, 8)]
-        return self._joined(present, splits) if len(present) == len(rows) else None
+        if len(present) != len(rows):
+            return None
+        return self._joined(present, lambda: join_rows(present, splits))
 
 
 def _emit(values: Tensor, site: Site) -> Activation:

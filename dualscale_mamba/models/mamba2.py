@@ -31,7 +31,7 @@ As in Mamba-1 the sites alone know of quantization, and a call with ``(B, D)`` i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import ClassVar
 
@@ -40,7 +40,7 @@ from torch import Tensor
 
 from dualscale_mamba import ops
 from dualscale_mamba.models.cache import LayerCache
-from dualscale_mamba.models.code_rows import JoinedRows
+from dualscale_mamba.models.code_rows import Codes, MadeOfCodes, join_rows
 from dualscale_mamba.models.config import Mamba2Config
 from dualscale_mamba.models.layers import GatedRMSNorm
 from dualscale_mamba.models.linear import Linear
@@ -49,7 +49,22 @@ from dualscale_mamba.models.operands import any_operand, operand
 from dualscale_mamba.quantization.site import Activation, Site
 from dualscale_mamba.sites import MAMBA2_SITES
 
-Run = tuple[slice, Tensor | None, tuple[int, ...]]
+Run = tuple[slice, Tensor | None, list[int]]
+
+
+def conv_runs(codes: Codes, widths: Sequence[int]) -> Iterator[Run]:
+    """Neighbouring channels that one call of the convolution can emit: which, their code rows, their widths.
+
+    A call emits one family of codes, or floating point. The convolution is depthwise, so that calls on some of the
+    channels each compute the same as one on all of them.
+    """
+    start = 0
+    parts = zip(codes, widths, strict=True)
+    for _, run in groupby(parts, key=lambda part: None if part[0] is None else part[0].shape[1]):
+        found, columns = (list(column) for column in zip(*run, strict=True))
+        rows = None if found[0] is None else join_rows(found, columns)
+        yield slice(start, start + sum(columns)), rows, columns
+        start += sum(columns)
 
 
 class Mamba2Mixer(Mixer):
@@ -80,7 +95,7 @@ class Mamba2Mixer(Mixer):
         self.delta_limits = (config.delta_min, config.delta_max)
         self.state_shape, self.state_dtype = (H, config.head_dim, config.d_state), state_dtype
         self.conv_widths = (E, GN, GN)
-        self._joined = (JoinedRows(), JoinedRows(), JoinedRows())
+        self._runs = MadeOfCodes[list[Run]]()
 
     def forward(self, hidden: Activation, state: LayerCache | None = None) -> Tensor:
         """hidden (B, L, D), or (B, D) with a state for one token -> the same shape."""
@@ -96,27 +111,14 @@ class Mamba2Mixer(Mixer):
     def _convolve(self, xbc: Activation, state: LayerCache | None) -> tuple[Activation, ...]:
         """x, B, C = SiLU(conv(xbc)), each emitted for its site."""
         value, code = operand(xbc, self.dtype)
-        runs, parts = list(self._runs()), list[Tensor]()
+        codes = [site.output_code() for site in (self.x, self.B, self.C)]
+        runs = self._runs(codes, lambda: list(conv_runs(codes, self.conv_widths)))
+        parts: list[Tensor] = []
         for channels, rows, widths in runs:
             y = self._conv(value, code, state, rows, channels if len(runs) > 1 else None)
-            parts += torch.split(y, list(widths), dim=-1)
+            parts += torch.split(y, widths, dim=-1)
         self._remember(value, state)
         return tuple(site.wrap(part) for site, part in zip((self.x, self.B, self.C), parts, strict=True))
-
-    def _runs(self) -> Iterator[Run]:
-        """Neighbouring channels that one call of the convolution can emit: which, their code rows, their widths.
-
-        A call emits one family of codes, or floating point. The convolution is depthwise, so that calls on some of the
-        channels each compute the same as one on all of them.
-        """
-        codes = [site.output_code() for site in (self.x, self.B, self.C)]
-        start = 0
-        parts = zip(codes, self.conv_widths, self._joined, strict=True)
-        for _, run in groupby(parts, key=lambda part: None if part[0] is None else part[0].shape[1]):
-            rows, widths, joined = zip(*run, strict=True)
-            end = start + sum(widths)
-            yield slice(start, end), None if rows[0] is None else joined[0](rows, widths), widths
-            start = end
 
     def _scan(
         self, x: Activation, dt: Activation, B: Activation, C: Activation, state: LayerCache | None

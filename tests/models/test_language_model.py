@@ -188,7 +188,11 @@ def test_new_weights_replace_the_state_matrix(small: MambaLM) -> None:
     torch.testing.assert_close(mixer.decay(), -torch.exp(mixer.A_log), atol=0, rtol=0)
 
 
-def test_a_half_precision_state_is_for_mamba2() -> None:
+def test_types_of_the_state() -> None:
+    with pytest.raises(
+        ConfigError, match=r"model\.state_dtype=torch\.bfloat16: allowed is float32 or float16"
+    ):
+        load_pretrained("random:mamba2-tiny", state_dtype=torch.bfloat16)
     with pytest.raises(
         ConfigError, match=r"model\.state_dtype=torch\.float16: allowed is float32 for Mamba-1"
     ):
