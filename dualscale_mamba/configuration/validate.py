@@ -207,6 +207,8 @@ def _device(plain: dict[str, Any]) -> Iterator[ConfigError]:
 
 
 def _model(plain: dict[str, Any]) -> Iterator[ConfigError]:
+    if plain["model"].get("family") == "mamba1" and plain["model"].get("state_dtype") == "float16":
+        yield ConfigError("model.state_dtype", "float16", "float32 for Mamba-1")
     if plain["model"].get("implementation") == "mamba_ssm":
         quantized = plain["precision"]["weights"]["bits"] or plain["precision"]["activations"]["bits"]
         if quantized:

@@ -36,6 +36,7 @@ MISTAKES = {
     "model=mamba2_tiny precision.x_proj_reads=conv_output": "precision.x_proj_reads=conv_output: allowed is codes",
     "model.family=mamba3": "model.family=mamba3: allowed is one of mamba1, mamba2",
     "model.family=mamba2 precision=none": "model.family=mamba2: allowed is mamba1, which embedded:mamba1-tiny is",
+    "model.state_dtype=float16": "model.state_dtype=float16: allowed is float32 for Mamba-1",
     "model.state_dtype=float64": "model.state_dtype=float64: allowed is one of float32, float16",
     "precision.x_proj_reads=both": "precision.x_proj_reads=both: allowed is one of codes, conv_output",
     "precision.linear_input_scale=row": "precision.linear_input_scale=row: allowed is one of static",

@@ -13,9 +13,10 @@ from dualscale_mamba import ops
 from dualscale_mamba.models.generation import generate
 from dualscale_mamba.models.pretrained import load_pretrained
 
-# The official kernels of Mamba-2 multiply matrices in TF32: compared with fp64 they are off by up to 1.04e-2 in single
-# tokens, with a mean near zero. test_mamba2.py compares with fp64 itself.
-TOLERANCE = {"mamba1": 1e-4, "mamba2": 1.5e-2}
+# The official kernels of Mamba-2 multiply matrices in TF32: compared with fp64 they are off by 1.04e-2 in one token of
+# 2048, by less than 1e-2 in all others, with a mean near zero. test_mamba2.py compares with fp64 itself.
+TOLERANCE = {"mamba1": 1e-4, "mamba2": 1e-2}
+OUTLIERS, OUTLIER_TOLERANCE = {"mamba1": 0, "mamba2": 1}, 1.1e-2
 MEAN_TOLERANCE = {"mamba1": 1e-5, "mamba2": 1e-3}
 FAST = [
     pytest.param("mamba1-tiny", "reference"),
@@ -36,10 +37,13 @@ def test_likelihoods_and_logits(shared: Path, device: torch.device, name: str, i
     with ops.implementation(implementation):
         logits = loaded.model(golden["input_ids"].long())
     nll = F.cross_entropy(logits.transpose(1, 2), golden["target_ids"].long(), reduction="none")
-    tolerance = TOLERANCE[loaded.config.family]
-    torch.testing.assert_close(nll, golden["nll"], atol=tolerance, rtol=0)
+    family = loaded.config.family
+    tolerance = TOLERANCE[family]
+    difference = (nll - golden["nll"]).abs()
+    assert int((difference > tolerance).sum()) <= OUTLIERS[family]
+    assert float(difference.max()) <= max(tolerance, OUTLIER_TOLERANCE * OUTLIERS[family])
     torch.testing.assert_close(logits[:, -4:], golden["last_logits"], atol=tolerance, rtol=0)
-    assert abs(float((nll - golden["nll"]).mean())) < MEAN_TOLERANCE[loaded.config.family]
+    assert abs(float((nll - golden["nll"]).mean())) < MEAN_TOLERANCE[family]
 
 
 @pytest.mark.parametrize(("name", "implementation"), FAST)
