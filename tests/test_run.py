@@ -142,6 +142,40 @@ def test_each_job_is_one_run_with_its_own_configuration(
         assert list(media.glob("images/figure_*.png"))
 
 
+def test_mamba2_runs_whole(tmp_path: Path) -> None:
+    done = command(tmp_path, "debug=fast", "model=random_mamba2_tiny", "model.state_dtype=float16")
+    assert done.returncode == 0, done.stderr
+    assert "x, mean over layers" in done.stdout
+    (path,) = tmp_path.rglob("result.json")
+    result = read(path)
+    sites = {site["name"].rpartition(".")[2]: site["format"] for site in result["sites"]}
+    others = dict.fromkeys(("in_proj_input", "z", "conv_input", "B", "C", "dt", "out_proj_input"), "single")
+    assert sites == {**others, "x": "dual"}
+    assert result["metrics"]["divergence/generated_heldout/kl"]["value"] > 0
+    assert (path.parent / "figure.png").is_file()
+
+
+def test_mamba2_study_over_sites_and_groups(tmp_path: Path) -> None:
+    done = command(
+        tmp_path, "-m", *SMALL, "model=random_mamba2_tiny", "precision=ssm_input", "profiling=[memory]",
+        "granularity=per_tensor,per_group", "quantize.sites=[x],[x,B,C]", "tracker=wandb",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "outputs" / "multirun").iterdir()
+    found = {}
+    for path in sweep.glob("*/result.json"):
+        result = read(path)
+        kinds = {site["name"].rpartition(".")[2] for site in result["sites"]}
+        granularity = result["config"]["granularity"]["_target_"].rpartition(".")[2]
+        found[granularity, "".join(sorted(kinds))] = result["metrics"]["divergence/generated_heldout/kl"][
+            "value"
+        ]
+    assert set(found) == {(g, kinds) for g in ("PerTensor", "PerGroup") for kinds in ("x", "BCx")}
+    assert len(set(found.values())) == 4
+    assert len(list(sweep.glob("*/wandb/offline-run-*/run-*.wandb"))) == 4
+    assert "per_group sites x,B,C" in (sweep / "comparison.md").read_text()
+
+
 def test_defect_shows_its_traceback_and_fails(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("def run(config):\n    raise RuntimeError('deliberate')\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
