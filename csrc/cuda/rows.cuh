@@ -12,7 +12,10 @@ constexpr int kMaxRowThreads = 512;
 // Hadamard transform meet different banks; vectors of four stay together and aligned.
 __device__ __forceinline__ int slot(int c) { return c + ((c >> 6) << 3); }
 
-inline size_t row_bytes(int64_t channels) { return (channels + (channels / 64 + 1) * 8) * sizeof(float); }
+// Words that a row of so many channels takes.
+__host__ __device__ inline int64_t slot_count(int64_t channels) { return channels + (channels / 64 + 1) * 8; }
+
+inline size_t row_bytes(int64_t channels) { return slot_count(channels) * sizeof(float); }
 
 struct RowResult {
   CodeView code;
