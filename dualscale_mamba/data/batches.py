@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dualscale_mamba.errors import ConfigError
+
+REMEMBERED_TEXTS = 4
 
 
 class Encoder(Protocol):
@@ -22,6 +25,10 @@ class Encoder(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, without special tokens."""
+        ...
+
+    def __hash__(self) -> int:
+        """Equal for tokenizers that split every text alike."""
         ...
 
 
@@ -61,7 +68,15 @@ def token_batches(
 
 
 def token_stream(tokenizer: Encoder, docs: Iterable[str]) -> Tensor:
-    """All documents as one int64 row of tokens, one end-of-text token between neighbours."""
+    """All documents as one int64 row of tokens, one end-of-text token between neighbours.
+
+    The jobs of a study that run in one process read the same texts: the latest few are remembered.
+    """
+    return _token_stream(tokenizer, tuple(docs))
+
+
+@lru_cache(maxsize=REMEMBERED_TEXTS)
+def _token_stream(tokenizer: Encoder, docs: tuple[str, ...]) -> Tensor:
     stream: list[int] = []
     for doc in docs:
         if stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ END_OF_TEXT = "<|endoftext|>"
 class Tokenizer:
     """A ``tokenizers.Tokenizer`` without special tokens added, with a known end of text.
 
+    Two of them are equal, and hash alike, if they split every text alike.
+
     Args:
         tokenizer: What splits text.
         eos_id: Id of the end of text; by default that of ``<|endoftext|>``, else 0.
@@ -24,6 +27,14 @@ class Tokenizer:
         self._tokenizer = tokenizer
         named = tokenizer.token_to_id(END_OF_TEXT)
         self.eos_id: int = next(value for value in (eos_id, named, 0) if value is not None)
+        content = f"{self.eos_id} {tokenizer.to_str()}"
+        self._fingerprint = hashlib.sha256(content.encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and self._fingerprint == other._fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self._fingerprint)
 
     @classmethod
     def from_file(cls, path: Path, eos_id: int | None = None) -> Tokenizer:
