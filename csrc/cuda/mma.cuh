@@ -59,13 +59,15 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
   return bits;
 }
 
+// a times a factor in two parts, rounded about once.
 template <class T>
-__device__ __forceinline__ uint32_t multiply_pair(uint32_t a, uint32_t b) {
+__device__ __forceinline__ uint32_t multiply_parts(uint32_t a, const uint32_t (&factor)[2]) {
   using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
-  Pair x, y;
+  Pair x, high, low;
   memcpy(&x, &a, 4);
-  memcpy(&y, &b, 4);
-  x = __hmul2(x, y);
+  memcpy(&high, &factor[0], 4);
+  memcpy(&low, &factor[1], 4);
+  x = __hfma2(x, high, __hmul2(x, low));
   memcpy(&a, &x, 4);
   return a;
 }

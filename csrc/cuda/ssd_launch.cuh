@@ -5,6 +5,8 @@
 
 namespace dualscale {
 
+constexpr int kBlockOverhead = 1024;  // bytes of shared memory that the system keeps of each block
+
 // A piece is a vector if the tensor's rows begin at one, and with them each group's or head's `size`
 // channels.
 inline TileInput ssd_tile(const Tensor& tensor, const OptionalTensor& code, int64_t size) {
@@ -18,17 +20,25 @@ template <class T, int kStates, int kWarps, int kSlices, int kBlocks>
 void launch_ssd(SsdScan a, const OnDevice& device, int index) {
   using Block = SsdBlock<T, kStates, kWarps, kSlices>;
   int bytes = static_cast<int>(sizeof(typename Block::Shared));
+  const int limit = shared_limit(index);
+  const int share = (limit + kBlockOverhead) / kBlocks - kBlockOverhead;
+  if (bytes > limit) {
+    refuse({"ssd_scan", "B"}, "needs " + std::to_string(bytes) + " bytes of shared memory",
+           "at most " + std::to_string(limit) + " bytes");
+  }
+  // What does not fit beside the other blocks is loaded when its turn comes.
   const auto reserve = [&](TileInput& input, int items) {
+    const int copies = items * Block::kThreads * input.piece_bytes;
+    if (bytes + copies > share) {
+      input.piece_bytes = 0;
+      return;
+    }
     input.raw = bytes;
-    bytes += items * Block::kThreads * input.piece_bytes;
+    bytes += copies;
   };
   reserve(a.x, Block::ChannelTile::kItems);
   reserve(a.B, Block::StateTile::kItems);
   reserve(a.C, Block::StateTile::kItems);
-  if (bytes > shared_limit(index)) {
-    refuse({"ssd_scan", "B"}, "needs " + std::to_string(bytes) + " bytes of shared memory",
-           "at most " + std::to_string(shared_limit(index)) + " bytes");
-  }
   a.head_blocks = static_cast<int>(ceil_div(a.in.heads_of_a_group(), Block::kHeads));
   a.tiles = static_cast<int>(ceil_div(a.in.head_dim, kHeadTile));
   const auto kernel = ssd_scan<T, kStates, kWarps, kSlices, kBlocks>;
@@ -40,12 +50,6 @@ void launch_ssd(SsdScan a, const OnDevice& device, int index) {
 
 template <class T, int kStates>
 void launch_ssd_heads(const SsdScan& a, const OnDevice& device, int index) {
-  if constexpr (kStates == 128 && std::is_same_v<T, __half>) {
-    const char* force = getenv("SSD_CONFIG");
-    if (force && *force == 'b') return launch_ssd<T, kStates, 4, 2, 2>(a, device, index);
-    if (force && *force == 'c') return launch_ssd<T, kStates, 4, 1, 3>(a, device, index);
-    if (force && *force == 'd') return launch_ssd<T, kStates, 4, 1, 4>(a, device, index);
-  }
   if constexpr (kStates < 256) {
     if (a.in.heads_of_a_group() > 1) {
       return launch_ssd<T, kStates, 8, 1, 2>(a, device, index);

@@ -72,6 +72,7 @@ struct Tile {
   static constexpr int kPieces = kColumns / kPiece;
   static constexpr int kPass = kThreads / kPieces;  // rows that the block covers at once
   static constexpr int kItems = kPass < kChunk ? kChunk / kPass : 1;
+  static constexpr Kind kOwnKind = std::is_same_v<T, __half> ? Kind::kHalf : Kind::kBFloat16;
   using Code = TileCode<kColumns>;
 
   // A thread's part of the tile: its first row, its columns and how many of them exist.
@@ -98,7 +99,7 @@ struct Tile {
     }
 
     template <class S>
-    __device__ __forceinline__ Raw<S, kPiece> take(int i) const {
+    __device__ __forceinline__ Raw<S, kPiece> take(int i, int valid) const {
       if (input.piece_bytes != 0 && valid == kPiece) {
         const char* raw = copies + i * kThreads * static_cast<int>(sizeof(S)) * kPiece;
         return load_raw<S, kPiece>(reinterpret_cast<const S*>(raw), true, kPiece);
@@ -114,35 +115,47 @@ struct Tile {
     if (bytes == 0 || part.valid < kPiece) {
       return;
     }
-    const int64_t pass = kPass * part.input.in.row_stride * (bytes / kPiece);
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      if (part.row + i * kPass < rows) {
-        if (bytes == 8) {
-          copy_async<8>(part.copies + i * kThreads * 8, part.first + i * pass);
-        } else {
-          copy_async<16>(part.copies + i * kThreads * 16, part.first + i * pass);
-        }
-      }
+    if (bytes == 8) {
+      fetch_pieces<8>(part, rows);
+    } else {
+      fetch_pieces<16>(part, rows);
     }
   }
 
-  // Writes the tile. Rows from `rows` on and columns that do not exist become zero.
+  // Writes the tile. Columns that do not exist become zero; rows from `rows` on become zero or, where any
+  // byte stands for a finite number, anything.
   static __device__ __forceinline__ void decode(const Part& part, const Code& code, bool scaled_after,
                                                 int rows, T* tile) {
     const Kind kind = part.input.in.kind;
-    if (kind == Kind::kCodes && !part.input.in.code.is_table) {
-      decode_knee(part, code, scaled_after, rows, tile);
-    } else {
+    if (kind == kOwnKind && !scaled_after) {
+      copy(part, rows, tile);
+    } else if (kind != Kind::kCodes || part.input.in.code.is_table) {
       decode_other(part, code, scaled_after, rows, tile);
+    } else if (part.input.piece_bytes != 0) {
+      decode_knee<true>(part, code, scaled_after, rows, tile);
+    } else {
+      decode_knee<false>(part, code, scaled_after, rows, tile);
     }
   }
 
  private:
-  template <int kUnroll, class F>
+  template <int kBytes>
+  static __device__ __forceinline__ void fetch_pieces(const Part& part, int rows) {
+    const int64_t pass = kPass * part.input.in.row_stride * (kBytes / kPiece);
+    const char* from = part.first;
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      if (part.row + i * kPass < rows) {
+        copy_async<kBytes>(part.copies + i * kThreads * kBytes, from);
+      }
+      from += pass;
+    }
+  }
+
+  template <class F>
   static __device__ __forceinline__ void for_each_row(const Part& part, int rows, T* tile, F&& value) {
     T* to = tile + part.row * kStride + part.column;
-#pragma unroll kUnroll
+#pragma unroll 1
     for (int i = 0; i < kItems; ++i) {
       const int r = part.row + i * kPass;
       if (kPass > kChunk && r >= kChunk) {
@@ -156,25 +169,39 @@ struct Tile {
     }
   }
 
-  // Tables and floating point.
+  // Values that are of the tile's type already.
+  static __device__ __forceinline__ void copy(const Part& part, int rows, T* tile) {
+    T* to = tile + part.row * kStride + part.column;
+#pragma unroll 4
+    for (int i = 0; i < kItems; ++i) {
+      if (kPass > kChunk && part.row >= kChunk) {
+        break;
+      }
+      const auto raw = part.template take<T>(i, part.row + i * kPass < rows ? part.valid : 0);
+      *reinterpret_cast<uint4*>(to + i * kPass * kStride) =
+          make_uint4(raw.word[0], raw.word[1], raw.word[2], raw.word[3]);
+    }
+  }
+
+  // Tables and other floating point.
   static __device__ __forceinline__ void decode_other(const Part& part, const Code& code, bool scaled_after,
                                                       int rows, T* tile) {
     const Input& in = part.input.in;
-    for_each_row<1>(part, rows, tile, [&](int i, uint32_t (&word)[4]) {
+    for_each_row(part, rows, tile, [&](int i, uint32_t (&word)[4]) {
       float x[kPiece];
       if (in.kind == Kind::kCodes) {
-        const auto raw = part.template take<int8_t>(i);
+        const auto raw = part.template take<int8_t>(i, part.valid);
 #pragma unroll
         for (int j = 0; j < kPiece; ++j) {
           const int64_t row = in.code.per_channel ? part.channel + min(j, part.valid - 1) : 0;
           x[j] = __ldg(in.code.rows + row * kTableWidth + raw.get(j) + 128);
         }
       } else if (in.kind == Kind::kFloat) {
-        unpack(part.template take<float>(i), x);
+        unpack(part.template take<float>(i, part.valid), x);
       } else if (in.kind == Kind::kHalf) {
-        unpack(part.template take<__half>(i), x);
+        unpack(part.template take<__half>(i, part.valid), x);
       } else {
-        unpack(part.template take<__nv_bfloat16>(i), x);
+        unpack(part.template take<__nv_bfloat16>(i, part.valid), x);
       }
 #pragma unroll
       for (int j = 0; j < kPiece; ++j) {
@@ -194,6 +221,8 @@ struct Tile {
     memcpy(to, &four, sizeof(four));
   }
 
+  // kCopied: the codes were copied ahead.
+  template <bool kCopied>
   static __device__ __forceinline__ void decode_knee(const Part& part, const Code& code, bool scaled_after,
                                                      int rows, T* tile) {
     __half2 scale[4], origin[4], knee[4], high[4], low[4];
@@ -203,13 +232,26 @@ struct Tile {
     read(code.gain_high + part.column, high);
     read(code.gain_low + part.column, low);
     const __half2 one = __float2half2_rn(1.0f);
-    for_each_row<2>(part, rows, tile, [&](int i, uint32_t (&word)[4]) {
-      const auto raw = part.template take<int8_t>(i);
+    T* to = tile + part.row * kStride + part.column;
+#pragma unroll(kCopied ? 2 : 1)
+    for (int i = 0; i < kItems; ++i) {
+      if (kPass > kChunk && part.row >= kChunk) {
+        break;
+      }
+      uint2 raw;
+      if constexpr (kCopied) {
+        raw = *reinterpret_cast<const uint2*>(part.copies + i * kThreads * kPiece);
+      } else {
+        const int valid = part.row + i * kPass < rows ? part.valid : 0;
+        const auto taken = part.template take<int8_t>(i, valid);
+        raw = make_uint2(taken.word[0], taken.word[1]);
+      }
+      raw.x ^= 0x80808080u;
+      raw.y ^= 0x80808080u;
       __half2 value[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {  // columns that do not exist have parameters of zero
-        const uint32_t bits =
-            __byte_perm(raw.word[j / 2] ^ 0x80808080u, 0x64646464u, j % 2 == 0 ? 0x4140 : 0x4342);
+        const uint32_t bits = __byte_perm(j < 2 ? raw.x : raw.y, 0x64646464u, j % 2 == 0 ? 0x4140 : 0x4342);
         __half2 biased;
         memcpy(&biased, &bits, 4);
         const __half2 beyond = __hfma2_relu(biased, one, knee[j]);
@@ -223,6 +265,7 @@ struct Tile {
           value[j] = __hmul2(value[j], after[j]);
         }
       }
+      uint32_t word[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         if constexpr (std::is_same_v<T, __half>) {
@@ -231,7 +274,8 @@ struct Tile {
           word[j] = pack_pair<T>(__low2float(value[j]), __high2float(value[j]));
         }
       }
-    });
+      *reinterpret_cast<uint4*>(to + i * kPass * kStride) = make_uint4(word[0], word[1], word[2], word[3]);
+    }
   }
 };
 

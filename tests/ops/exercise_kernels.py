@@ -18,8 +18,10 @@ from dualscale_mamba import ops
 from dualscale_mamba.formats import knee_code, table_code
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+# Of a Hadamard transform: order of the base, and what doubles it.
+ORDERS = ((1, 1), (1, 2), (12, 1), (12, 16), (20, 32), (28, 8), (40, 4), (12, 128), (1, 16384))
 # Which argument an operator changes in place.
-STATE = {"conv update": 2, "state update": 0}
+STATE = {"conv update": 2, "state update": 0, "ssd update": 0}
 Case = tuple[str, Callable[..., object], tuple[object, ...]]
 
 
@@ -138,6 +140,53 @@ def scan(make: Inputs) -> Iterator[Case]:
     yield "scan plain", ops.selective_scan, (*short, None, torch.bfloat16)
 
 
+def ssd_arguments(
+    make: Inputs, kind: str, sizes: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[object, ...]:
+    """All arguments up to `groups`; x, B and C lie side by side in one tensor with a gap in front."""
+    heads, groups, head_dim, states = sizes
+    widths = (3 if head_dim % 8 else 8, heads * head_dim, groups * states, groups * states)
+    both = make.floats(*shape, sum(widths)).half() if kind == "half" else make.codes(*shape, sum(widths))
+    code_of: dict[str, Callable[[int], Tensor | None]] = {
+        "knee": lambda n: make.knee(scale=0.003),
+        "knee per channel": lambda n: make.knee(n, scale=0.003),
+        "table per channel": make.table,
+        "half": lambda n: None,
+    }
+    x, b, c = ((v, code_of[kind](v.shape[-1])) for v in both.split(widths, dim=-1)[1:])
+    coded = kind.startswith("knee")
+    delta = make.codes(*shape, heads) if coded else make.floats(*shape, heads)
+    rate = -torch.rand(heads, generator=make.generator).to(make.device) * 4 - 0.1
+    rest = (make.floats(heads), make.floats(heads) - 3, 0.0, 4.0, groups)
+    return (*x, delta, make.knee(ratio=2.0) if coded else None, rate, *b, *c, *rest)
+
+
+def ssd(make: Inputs) -> Iterator[Case]:
+    shapes = [
+        (4, 2, 64, 128, 65),
+        (3, 1, 64, 128, 130),
+        (2, 2, 16, 16, 63),
+        (3, 3, 5, 7, 1),
+        (2, 1, 80, 40, 64),
+    ]
+    shapes += [(2, 1, 32, 256, 70), (1, 1, 1, 1, 9), (4, 2, 24, 64, 33), (2, 1, 8, 32, 0)]
+    for *sizes, length in shapes:
+        heads, _, head_dim, states = sizes
+        initial = make.floats(2, heads, head_dim, states + 8)[..., :states]
+        for kind in ("knee", "knee per channel", "table per channel", "half"):
+            arguments = ssd_arguments(make, kind, tuple(sizes), (2, length))
+            for dtype, before, kept in (
+                (torch.float32, initial, torch.float32),
+                (torch.float16, initial.half(), torch.float16),
+                (torch.bfloat16, None, torch.float32),
+            ):
+                yield f"ssd {kind}", ops.ssd_scan, (*arguments, before, 256, kept, dtype)
+            arguments = ssd_arguments(make, kind, tuple(sizes), (3,))
+            for dtype in (torch.float32, torch.float16):
+                state = make.floats(3, heads, head_dim, states).to(dtype)
+                yield f"ssd update {kind}", ops.ssd_state_update, (state, *arguments, torch.float32)
+
+
 def row_ends(make: Inputs, channels: int) -> Iterator[tuple[Tensor | None, bool]]:
     yield from ((code, False) for code in (*make.any_code(channels), None))
     yield None, True
@@ -152,17 +201,23 @@ def rows(make: Inputs) -> Iterator[Case]:
             yield "norm", ops.rms_norm_quant, arguments
             arguments = (x, None, weight, 1e-5, code, per_token, torch.bfloat16, torch.float32)
             yield "norm", ops.rms_norm_quant, arguments
-    for order, segment in (
-        (1, 1),
-        (1, 2),
-        (12, 1),
-        (12, 16),
-        (20, 32),
-        (28, 8),
-        (40, 4),
-        (12, 128),
-        (1, 16384),
-    ):
+            for group in {1, channels // 2, channels} - {0}:
+                for z, z_code in ((x, None), (make.codes(3, 2, channels), make.knee(scale=0.02))):
+                    for first in (False, True):
+                        arguments = (
+                            residual,
+                            z,
+                            z_code,
+                            weight,
+                            1e-5,
+                            group,
+                            first,
+                            code,
+                            per_token,
+                            torch.float32,
+                        )
+                        yield "gated norm", ops.gated_rms_norm_quant, arguments
+    for order, segment in ORDERS:
         base = torch.where(make.floats(order, order) > 0, 1.0, -1.0)
         for code, per_token in row_ends(make, order * segment):
             x = make.floats(3, order * segment, dtype=torch.bfloat16)
@@ -217,7 +272,7 @@ def clone(argument: object) -> object:
 
 def main() -> None:
     make = Inputs(sys.argv[1] if len(sys.argv) > 1 else "cuda")
-    families = (elementwise, convolution, scan, rows, linear)
+    families = (elementwise, convolution, scan, ssd, rows, linear)
     for family in [each for each in families if each.__name__ in sys.argv[2:] or not sys.argv[2:]]:
         count, worst, codes_apart = 0, 0.0, 0
         for name, function, arguments in family(make):
