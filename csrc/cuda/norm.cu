@@ -128,10 +128,13 @@ __global__ void __launch_bounds__(kMaxRowThreads) gated_rms_norm(const __grid_co
     if (kNormFirst) {
       load_gates(a.z, index * a.z.row_stride + c, valid, gate);
     }
+    const int group = c / a.group_size, rest = c - group * a.group_size;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       if (j < valid) {
-        const float scale = inverse[(c + j) / a.group_size] * a.weight[c + j];
+        // Groups of four or more: a vector meets two at most, and one division does.
+        const int own = a.group_size < 4 ? (c + j) / a.group_size : group + (rest + j >= a.group_size);
+        const float scale = inverse[own] * a.weight[c + j];
         row[slot(c) + j] *= kNormFirst ? scale * gate[j] : scale;
       }
     }

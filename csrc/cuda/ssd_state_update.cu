@@ -4,9 +4,9 @@
 namespace dualscale {
 namespace {
 
-template <class S, int kLanes>
+template <class S, int kWidth, int kLanes>
 void launch(SsdSteps a, const OnDevice& device, int index) {
-  using Block = StepBlock<16 / sizeof(S), kLanes, 4, 1>;
+  using Block = StepBlock<kWidth, kLanes, 4, 1>;
   // A block decodes its head's inputs once, so it takes as many rows as leave every multiprocessor some
   // blocks.
   const int64_t heads = a.in.batch * a.in.heads;
@@ -16,21 +16,24 @@ void launch(SsdSteps a, const OnDevice& device, int index) {
     a.rows /= 2;
   }
   a.tiles = static_cast<int>(ceil_div(a.in.head_dim, a.rows));
-  ssd_update<S, kLanes><<<grid_of("ssd_state_update", heads * a.tiles), kStepThreads, 0, device.stream>>>(a);
+  ssd_update<S, kWidth, kLanes>
+      <<<grid_of("ssd_state_update", heads * a.tiles), kStepThreads, 0, device.stream>>>(a);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 template <class S>
 void launch_states(const SsdSteps& a, const OnDevice& device, int index) {
-  constexpr int kWidth = 16 / sizeof(S);
+  constexpr int kWidth = 16 / sizeof(S);  // 16 bytes a thread
   if (a.in.states <= 4 * kWidth) {
-    launch<S, 4>(a, device, index);
+    launch<S, kWidth, 4>(a, device, index);
   } else if (a.in.states <= 8 * kWidth) {
-    launch<S, 8>(a, device, index);
+    launch<S, kWidth, 8>(a, device, index);
   } else if (a.in.states <= 16 * kWidth) {
-    launch<S, 16>(a, device, index);
+    launch<S, kWidth, 16>(a, device, index);
+  } else if (a.in.states <= 32 * kWidth) {
+    launch<S, kWidth, 32>(a, device, index);
   } else {
-    launch<S, 32>(a, device, index);
+    launch<S, 8, 32>(a, device, index);
   }
 }
 

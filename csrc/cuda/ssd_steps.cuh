@@ -158,10 +158,10 @@ struct StepBlock {
   }
 };
 
-// One token. S is the type of the state; 16 bytes of it a thread.
-template <class S, int kLanes>
+// One token. S is the type of the state.
+template <class S, int kWidth, int kLanes>
 __global__ void __launch_bounds__(kStepThreads) ssd_update(const __grid_constant__ SsdSteps a) {
-  constexpr int kWidth = 16 / sizeof(S), kRows = 4;
+  constexpr int kRows = 4;
   using Block = StepBlock<kWidth, kLanes, kRows, 1>;
   __shared__ __align__(16) typename Block::Shared shared;
   Block block(a, shared);

@@ -154,8 +154,7 @@ def ssd_arguments(
         "half": lambda n: None,
     }
     x, b, c = ((v, code_of[kind](v.shape[-1])) for v in both.split(widths, dim=-1)[1:])
-    coded = kind.startswith("knee")
-    delta = make.codes(*shape, heads) if coded else make.floats(*shape, heads)
+    delta = make.codes(*shape, heads) if (coded := kind.startswith("knee")) else make.floats(*shape, heads)
     rate = -torch.rand(heads, generator=make.generator).to(make.device) * 4 - 0.1
     rest = (make.floats(heads), make.floats(heads) - 3, 0.0, 4.0, groups)
     return (*x, delta, make.knee(ratio=2.0) if coded else None, rate, *b, *c, *rest)
@@ -204,18 +203,8 @@ def rows(make: Inputs) -> Iterator[Case]:
             for group in {1, channels // 2, channels} - {0}:
                 for z, z_code in ((x, None), (make.codes(3, 2, channels), make.knee(scale=0.02))):
                     for first in (False, True):
-                        arguments = (
-                            residual,
-                            z,
-                            z_code,
-                            weight,
-                            1e-5,
-                            group,
-                            first,
-                            code,
-                            per_token,
-                            torch.float32,
-                        )
+                        norm = (weight, 1e-5, group, first, code, per_token, torch.float32)
+                        arguments = (residual, z, z_code, *norm)
                         yield "gated norm", ops.gated_rms_norm_quant, arguments
     for order, segment in ORDERS:
         base = torch.where(make.floats(order, order) > 0, 1.0, -1.0)
@@ -243,11 +232,16 @@ def linear(make: Inputs) -> Iterator[Case]:
                 yield f"linear {count}x{depth}x{columns}", ops.linear_w8a8, arguments
 
 
-def compare(name: str, got: object, want: object) -> tuple[float, int]:
+LIMITS = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+def compare(name: str, got: object, want: object, limit: float = 0.0) -> tuple[float, int]:
     """Largest relative error of a floating result, and how many codes differ (by one at most)."""
     if isinstance(got, tuple):
         assert isinstance(want, tuple)
-        parts = [compare(name, *pair) for pair in zip(got, want, strict=True)]
+        if name.startswith("ssd"):  # products in the type of y decide about the state too
+            limit = max(LIMITS[each.dtype] for each in got if isinstance(each, Tensor))
+        parts = [compare(name, *pair, limit) for pair in zip(got, want, strict=True)]
         return max(error for error, _ in parts), sum(count for _, count in parts)
     assert isinstance(got, Tensor)
     assert isinstance(want, Tensor)
@@ -261,7 +255,7 @@ def compare(name: str, got: object, want: object) -> tuple[float, int]:
     if name == "decode":
         assert torch.equal(got, want), name
     difference = (got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30)
-    limit = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[got.dtype]
+    limit = max(limit, LIMITS[got.dtype])
     assert not got.numel() or difference < limit, f"{name}: relative error {difference:.2e}"
     return float(difference) if got.numel() and got.dtype == torch.float32 else 0.0, 0
 
@@ -277,9 +271,8 @@ def main() -> None:
         count, worst, codes_apart = 0, 0.0, 0
         for name, function, arguments in family(make):
             results = []
-            if (
-                name == "conv" and arguments[0].shape[1] == 0
-            ):  # PyTorch's convolution refuses an empty sequence
+            # PyTorch's convolution refuses an empty sequence.
+            if name == "conv" and arguments[0].shape[1] == 0:
                 assert function(*arguments).numel() == 0
                 continue
             for implementation in ("compiled", "reference"):

@@ -35,7 +35,7 @@ SKIP, BIAS, LOW, HIGH, GROUPS, INITIAL = range(9, 15)
 LENGTHS = [1, 2, 3, 15, 16, 17, 63, 64, 65, 127, 128, 129, 200, 257]
 HEADS = [(4, 2), (1, 1), (8, 8), (4, 1)]  # and their groups
 HEAD_DIMS = [16, 5, 32, 64, 1, 80]
-STATES = [64, 16, 7, 128, 1]
+STATES = [64, 16, 7, 128, 1, 256]
 SHAPES = choices(LENGTHS, HEADS, HEAD_DIMS, STATES, [2, 1, 3, 1, 0, 1, 3])
 
 
