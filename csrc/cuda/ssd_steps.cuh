@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kStepThreads) ssd_update(const __grid_constant
 
 // A sequence; the state stays in registers.
 template <int kLanes, int kRows>
-__global__ void __launch_bounds__(kStepThreads) ssd_steps(const __grid_constant__ SsdSteps a) {
+__global__ void __launch_bounds__(kStepThreads, 4) ssd_steps(const __grid_constant__ SsdSteps a) {
   constexpr int kWidth = 8, kTokens = 16;
   using Block = StepBlock<kWidth, kLanes, kRows, kTokens>;
   __shared__ __align__(16) typename Block::Shared shared;
