@@ -7,8 +7,7 @@ themselves (weights, tokens, rotation, operators) or the grouping of the counts 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -24,7 +23,7 @@ from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.observers.histogram import Histogram
 from dualscale_mamba.quantization.clusters import Arrangement
 from dualscale_mamba.quantization.recipe import Recipe
-from dualscale_mamba.quantization.site import Site
+from dualscale_mamba.quantization.site import observing
 from dualscale_mamba.quantization.storage import stored, write_atomically
 from dualscale_mamba.sites import is_ssm_input, short_name
 
@@ -72,18 +71,6 @@ def calibration_key(parts: Sequence[str], recipe: Recipe) -> str:
     own = [str(STATISTICS_VERSION), f"rotate={recipe.rotate}", f"granularity={recipe.granularity!r}"]
     own += [f"grouped={','.join(recipe.grouped_sites)}"]
     return sha256("\n".join([*parts, *own]).encode()).hexdigest()[:24]
-
-
-@contextmanager
-def observing(sites: dict[str, Site], histograms: dict[str, Histogram]) -> Iterator[None]:
-    """Show every site's values to its histogram, and stop that whatever happens."""
-    for name, site in sites.items():
-        site.statistic = histograms[name]
-    try:
-        yield
-    finally:
-        for site in sites.values():
-            site.statistic = None
 
 
 def assignment_of(

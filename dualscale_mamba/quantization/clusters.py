@@ -10,8 +10,7 @@ the model's function is unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +29,7 @@ from dualscale_mamba.models.config import Mamba2Config
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.mamba2 import Mamba2Mixer
 from dualscale_mamba.quantization.recipe import Recipe
-from dualscale_mamba.quantization.site import Site
+from dualscale_mamba.quantization.site import observing
 from dualscale_mamba.quantization.storage import stored, write_atomically
 from dualscale_mamba.sites import SSM_INPUT, short_name
 
@@ -146,22 +145,11 @@ def _compute(model: MambaLM, batches: Sequence[Tensor], recipe: Recipe, granular
 def measure_sizes(model: MambaLM, batches: Sequence[Tensor], name: str) -> dict[str, Tensor]:
     """Size of each channel of the sites called ``name``, by full site name."""
     sites = {full: site for full, site in model.sites().items() if short_name(full) == name}
-    with _watching(sites) as watched, torch.inference_mode():
+    watched = {full: ChannelSizes() for full in sites}
+    with observing(sites, watched), torch.inference_mode():
         for batch in tqdm(batches, desc="cluster", unit="batch", disable=None, leave=False):
             model(batch.to(model.device), last_only=True)
     return {full: found.sizes for full, found in watched.items()}
-
-
-@contextmanager
-def _watching(sites: dict[str, Site]) -> Iterator[dict[str, ChannelSizes]]:
-    watched = {name: ChannelSizes() for name in sites}
-    for name, site in sites.items():
-        site.statistic = watched[name]
-    try:
-        yield watched
-    finally:
-        for site in sites.values():
-            site.statistic = None
 
 
 def cut_points(values: NDArray[np.float64], parts: int) -> list[int]:
