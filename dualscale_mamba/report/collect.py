@@ -142,16 +142,22 @@ def flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def labels(jobs: Sequence[Job]) -> list[str]:
     """What tells each job from the others, e.g. ``dual 99.0 fine_codes 160``; always with the scale mode."""
     settings = [job.settings for job in jobs]
-    typed = [_typed(override)[0] for job in jobs for override in job.status.get("overrides", [])]
-    differing = [
-        key
-        for key in dict.fromkeys([*LABEL_KEYS, *(key for key in typed if key not in UNTOLD)])
-        if key == "scale_mode" or len({str(s[key]) for s in settings if s.get(key) is not None}) > 1
-    ]
+    differing = differing_keys(jobs)
     made = [" ".join(words(s, differing)) or job.folder.name for job, s in zip(jobs, settings, strict=True)]
     return [
         f"{label} ({job.folder.name})" if made.count(label) > 1 else label
         for label, job in zip(made, jobs, strict=True)
+    ]
+
+
+def differing_keys(jobs: Sequence[Job]) -> list[str]:
+    """Settings in which jobs differ, of those that are worth telling; always with the scale mode."""
+    settings = [job.settings for job in jobs]
+    typed = [_typed(override)[0] for job in jobs for override in job.status.get("overrides", [])]
+    return [
+        key
+        for key in dict.fromkeys([*LABEL_KEYS, *(key for key in typed if key not in UNTOLD)])
+        if key == "scale_mode" or len({str(s[key]) for s in settings if s.get(key) is not None}) > 1
     ]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from dualscale_mamba.report.collect import LABEL_KEYS, Job, shown, words
+from dualscale_mamba.report.collect import Job, differing_keys, shown, words
 
 ITEM, METRIC = "kl", "KL"
 UNQUANTIZED = "fp16"  # the reference of a comparison, not an arm of it
@@ -90,7 +90,9 @@ def winners(jobs: Sequence[Job]) -> Iterator[str]:
     """
     coded = [job for job in jobs if job.is_done and job.scale_mode != UNQUANTIZED]
     measured = [(job, values) for job in coded if (values := _items(job))]
-    common = _common_settings([job for job, _ in measured])
+    keys = differing_keys([job for job, _ in measured])
+    of_an_arm = [key for key in keys if key.startswith(OF_AN_ARM)]
+    common = [key for key in keys if key not in of_an_arm]
     groups: dict[str, dict[str, tuple[Job, list[float]]]] = {}
     for job, values in measured:
         best = groups.setdefault(_setting(job, common), {})
@@ -99,15 +101,8 @@ def winners(jobs: Sequence[Job]) -> Iterator[str]:
     for setting, modes in groups.items():
         ranked = sorted(modes.values(), key=lambda pair: math.fsum(pair[1]))[:2]
         if len(ranked) > 1 and len(ranked[0][1]) == len(ranked[1][1]):
-            names = [" ".join(words(job.settings, _arm_keys(measured))) for job, _ in ranked]
+            names = [" ".join(words(job.settings, of_an_arm)) for job, _ in ranked]
             yield _sentence(setting, names, paired_difference(ranked[1][1], ranked[0][1]))
-
-
-def _arm_keys(measured: Sequence[tuple[Job, list[float]]]) -> list[str]:
-    """Settings that name an arm among these."""
-    settings = [job.settings for job, _ in measured]
-    differs = (k for k in LABEL_KEYS if len({str(s[k]) for s in settings if s.get(k) is not None}) > 1)
-    return list(dict.fromkeys(["scale_mode", *(key for key in differs if key.startswith(OF_AN_ARM))]))
 
 
 def _sentence(setting: str, names: Sequence[str], found: Paired) -> str:
@@ -132,19 +127,6 @@ def _items(job: Job) -> list[float]:
         if rows and all(ITEM in row and "window" in row for row in rows):
             return [float(row[ITEM]) for row in sorted(rows, key=lambda row: int(row["window"]))]
     return []
-
-
-def _common_settings(jobs: Sequence[Job]) -> list[str]:
-    """Keys of the settings that differ between jobs and do not belong to an arm."""
-    settings = [job.settings for job in jobs]
-    keys = dict.fromkeys(key for found in settings for key in found)
-    return [
-        key
-        for key in keys
-        if not key.startswith(OF_AN_ARM)
-        and "._target_" not in key
-        and len({str(found[key]) for found in settings if key in found}) > 1
-    ]
 
 
 def _setting(job: Job, keys: Sequence[str]) -> str:
