@@ -31,6 +31,9 @@ MAMBA2_SITES: dict[str, bool] = {
 SITES: dict[str, dict[str, bool]] = {"mamba1": MAMBA1_SITES, "mamba2": MAMBA2_SITES}
 SSM_INPUT: dict[str, tuple[str, ...]] = {"mamba1": ("ssm_input",), "mamba2": ("x",)}
 
+# The word for every site of a model in ``precision.activations.sites``.
+ALL_SITES = "all"
+
 # Sites that may have a code a channel or a group of channels: what the convolution emits and the scan reads.
 GROUPED: dict[str, tuple[str, ...]] = {"mamba1": ("ssm_input",), "mamba2": ("x", "B", "C")}
 

@@ -12,16 +12,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.sites import SSM_INPUT
+from dualscale_mamba.sites import ALL_SITES, SSM_INPUT
 
 if TYPE_CHECKING:
     from dualscale_mamba.evaluation.base import Evaluator
     from dualscale_mamba.profiling.base import Profiler
     from dualscale_mamba.quantization.recipe import Recipe
     from dualscale_mamba.tracking.base import Tracker
-
-# The word for every site of a model in ``precision.activations.sites``.
-ALL_SITES = "all"
 
 Task = Callable[[DictConfig], "float | None"]
 

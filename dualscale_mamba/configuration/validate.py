@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.sites import SITES
+from dualscale_mamba.sites import ALL_SITES, SITES
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -174,14 +174,14 @@ def _sites(plain: dict[str, Any]) -> Iterator[ConfigError]:
         yield ConfigError("quantize.sites", chosen, "a list, as in quantize.sites=[x,B,C], or null")
         return
     sites = activations["sites"]
-    if not (sites is None or sites == "all" or isinstance(sites, list)):
+    if not (sites is None or sites == ALL_SITES or isinstance(sites, list)):
         yield ConfigError(
             "precision.activations.sites", sites, "all, a list, or null for quantize.sites alone"
         )
         return
     named = {
         "quantize.sites": chosen,
-        "precision.activations.sites": None if sites == "all" else sites,
+        "precision.activations.sites": None if sites == ALL_SITES else sites,
         "precision.activations.overrides": activations["overrides"],
     }
     for key, names in named.items():

@@ -107,6 +107,11 @@ class Mamba2Config(ModelConfig):
         return self.d_inner + 2 * self.n_groups * self.d_state
 
 
+def name_of_dtype(dtype: torch.dtype) -> str:
+    """As a configuration spells it, e.g. ``float16``."""
+    return str(dtype).removeprefix("torch.")
+
+
 def dtype_from_name(name: str, device: torch.device, key: str = "model.dtype") -> torch.dtype:
     """``auto`` (float16 on CUDA, float32 elsewhere) or a floating type by name.
 

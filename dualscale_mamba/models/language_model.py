@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.models.cache import Cache, LayerCache
-from dualscale_mamba.models.config import Mamba2Config, MambaConfig, ModelConfig
+from dualscale_mamba.models.config import Mamba2Config, MambaConfig, ModelConfig, name_of_dtype
 from dualscale_mamba.models.layers import Embedding, RMSNorm
 from dualscale_mamba.models.linear import Linear
 from dualscale_mamba.models.mamba import MambaMixer
@@ -28,13 +28,11 @@ def make_mixer(config: ModelConfig, dtype: torch.dtype, state_dtype: torch.dtype
     """
     if isinstance(config, MambaConfig):
         if state_dtype != torch.float32:
-            raise ConfigError(
-                "model.state_dtype", str(state_dtype).removeprefix("torch."), "float32 for Mamba-1"
-            )
+            raise ConfigError("model.state_dtype", name_of_dtype(state_dtype), "float32 for Mamba-1")
         return MambaMixer(config, dtype)
     assert isinstance(config, Mamba2Config)
     if state_dtype not in (torch.float32, torch.float16):
-        raise ConfigError("model.state_dtype", str(state_dtype).removeprefix("torch."), "float32 or float16")
+        raise ConfigError("model.state_dtype", name_of_dtype(state_dtype), "float32 or float16")
     return Mamba2Mixer(config, dtype, state_dtype)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.models import names
-from dualscale_mamba.models.config import Mamba2Config, MambaConfig, ModelConfig
+from dualscale_mamba.models.config import Mamba2Config, MambaConfig, ModelConfig, name_of_dtype
 from dualscale_mamba.quantization.site import Site
 
 KEY, NAME = "model.implementation", "mamba_ssm"
@@ -114,9 +114,7 @@ def check_available(device: torch.device, state_dtype: torch.dtype = torch.float
     if device.type != "cuda":
         raise ConfigError(KEY, NAME, f"native on {device.type}", "The official kernels need a CUDA device.")
     if state_dtype != torch.float32:
-        raise ConfigError(
-            "model.state_dtype", str(state_dtype).removeprefix("torch."), f"float32 with {KEY}={NAME}"
-        )
+        raise ConfigError("model.state_dtype", name_of_dtype(state_dtype), f"float32 with {KEY}={NAME}")
     try:
         import mamba_ssm  # noqa: F401 - only whether it can be imported
     except ImportError as error:

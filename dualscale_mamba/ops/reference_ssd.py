@@ -74,6 +74,11 @@ def step_size(
     return F.softplus(value if bias is None else value + bias).clamp(low, high)
 
 
+def per_head(v: Tensor, code: Tensor | None, groups: int, heads: int) -> Tensor:
+    """B or C (..., groups*N) -> its values for every head, fp32 (..., heads, N)."""
+    return split_last(value_of(v, code), groups).repeat_interleave(heads // groups, dim=-2)
+
+
 def ssd_scan(
     x: Tensor,
     x_code: Tensor | None,
@@ -98,10 +103,7 @@ def ssd_scan(
     heads, length = A.shape[0], x.shape[1]
     value = split_last(value_of(x, x_code), heads)
     step = step_size(delta, delta_code, delta_bias, delta_min, delta_max)
-    b, c = (
-        split_last(value_of(v, code), groups).repeat_interleave(heads // groups, dim=2)
-        for v, code in ((B, B_code), (C, C_code))
-    )
+    b, c = (per_head(v, code, groups, heads) for v, code in ((B, B_code), (C, C_code)))
     shape = (x.shape[0], heads, value.shape[-1], b.shape[-1])
     state = value.new_zeros(shape) if initial is None else initial.float()
     if not length:
@@ -140,10 +142,7 @@ def ssd_state_update(
     heads = A.shape[0]
     value = split_last(value_of(x, x_code), heads)
     step = step_size(delta, delta_code, delta_bias, delta_min, delta_max)
-    b, c = (
-        split_last(value_of(v, code), groups).repeat_interleave(heads // groups, dim=1)
-        for v, code in ((B, B_code), (C, C_code))
-    )
+    b, c = (per_head(v, code, groups, heads) for v, code in ((B, B_code), (C, C_code)))
     h = state.float() * torch.exp(step * A)[..., None, None]
     h = h + (step[..., None] * value)[..., None] * b[..., None, :]
     state.copy_(h)

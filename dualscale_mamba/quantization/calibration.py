@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
-from tqdm import tqdm
 
 from dualscale_mamba.granularity import PerGroup
 from dualscale_mamba.models.config import Mamba2Config
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.observers.histogram import Histogram
 from dualscale_mamba.quantization.clusters import Arrangement
+from dualscale_mamba.quantization.observation import observe
 from dualscale_mamba.quantization.recipe import Recipe
-from dualscale_mamba.quantization.site import observing
 from dualscale_mamba.quantization.storage import stored, write_atomically
 from dualscale_mamba.sites import is_ssm_input, short_name
 
@@ -105,14 +103,8 @@ def run_calibration(
         recipe: Says the granularity of each site.
         arrangement: The groups of channels; required for ``per_group``.
     """
-    sites = model.sites()
-    histograms = {name: Histogram(assignment_of(name, model, recipe, arrangement)) for name in sites}
-    tokens = 0
-    with observing(sites, histograms), torch.inference_mode():
-        for batch in tqdm(batches, desc="calibrate", unit="batch", disable=None, leave=False):
-            model(batch.to(model.device), last_only=True)
-            tokens += batch.numel()
-    return Calibration(histograms, tokens)
+    histograms = {name: Histogram(assignment_of(name, model, recipe, arrangement)) for name in model.sites()}
+    return Calibration(histograms, observe(model, batches, histograms, "calibrate"))
 
 
 def calibrate(
@@ -135,12 +127,8 @@ def calibrate(
     """
     if cache_dir is None:
         return run_calibration(model, batches, recipe, arrangement)
-    path = cache_dir / "calibration" / f"{key}.safetensors"
-
-    def compute() -> Calibration:
-        made = run_calibration(model, batches, recipe, arrangement)
-        made.key = key
-        made.save(path)
-        return made
-
-    return stored(path, Calibration.load, compute)
+    return stored(
+        cache_dir / "calibration" / f"{key}.safetensors",
+        Calibration,
+        lambda: replace(run_calibration(model, batches, recipe, arrangement), key=key),
+    )

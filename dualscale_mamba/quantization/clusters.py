@@ -21,15 +21,14 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
-from tqdm import tqdm
 
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.granularity import PerGroup
 from dualscale_mamba.models.config import Mamba2Config
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.mamba2 import Mamba2Mixer
+from dualscale_mamba.quantization.observation import observe
 from dualscale_mamba.quantization.recipe import Recipe
-from dualscale_mamba.quantization.site import observing
 from dualscale_mamba.quantization.storage import stored, write_atomically
 from dualscale_mamba.sites import SSM_INPUT, short_name
 
@@ -109,13 +108,7 @@ def arrange(
     if cache_dir is None:
         return _compute(model, batches, recipe, granularity)
     path = cache_dir / "arrangement" / f"{key}.safetensors"
-
-    def compute() -> Arrangement:
-        made = _compute(model, batches, recipe, granularity)
-        made.save(path)
-        return made
-
-    return stored(path, Arrangement.load, compute)
+    return stored(path, Arrangement, lambda: _compute(model, batches, recipe, granularity))
 
 
 def _compute(model: MambaLM, batches: Sequence[Tensor], recipe: Recipe, granularity: PerGroup) -> Arrangement:
@@ -144,11 +137,8 @@ def _compute(model: MambaLM, batches: Sequence[Tensor], recipe: Recipe, granular
 
 def measure_sizes(model: MambaLM, batches: Sequence[Tensor], name: str) -> dict[str, Tensor]:
     """Size of each channel of the sites called ``name``, by full site name."""
-    sites = {full: site for full, site in model.sites().items() if short_name(full) == name}
-    watched = {full: ChannelSizes() for full in sites}
-    with observing(sites, watched), torch.inference_mode():
-        for batch in tqdm(batches, desc="cluster", unit="batch", disable=None, leave=False):
-            model(batch.to(model.device), last_only=True)
+    watched = {full: ChannelSizes() for full in model.sites() if short_name(full) == name}
+    observe(model, batches, watched, "cluster")
     return {full: found.sizes for full, found in watched.items()}
 
 

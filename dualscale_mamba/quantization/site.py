@@ -6,8 +6,6 @@ calibration, or carries the code that the operator before it must emit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -104,15 +102,3 @@ class Site(nn.Module):
                 self.code, rows=self.rows
             )  # the module, and so the buffer, has moved to another device
         return Coded(values, self.code, row_scale if self.per_token else None)
-
-
-@contextmanager
-def observing(sites: Mapping[str, Site], statistics: Mapping[str, Statistic]) -> Iterator[None]:
-    """Within the block, show the values of each site to the statistic of its name."""
-    for name, site in sites.items():
-        site.statistic = statistics[name]
-    try:
-        yield
-    finally:
-        for site in sites.values():
-            site.statistic = None

@@ -5,14 +5,29 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from filelock import FileLock
 from safetensors.torch import save_file
 from torch import Tensor
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
+
+
+class Storable(Protocol):
+    """What can be written to one file and read again."""
+
+    def save(self, path: Path) -> None:
+        """Write to ``path`` atomically."""
+        ...
+
+    @classmethod
+    def load(cls: type[T], path: Path) -> T:
+        """Read what :meth:`save` wrote."""
+        ...
+
+
+T = TypeVar("T", bound=Storable)
 
 
 def write_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -23,8 +38,8 @@ def write_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: dict[s
     partial.replace(path)
 
 
-def stored(path: Path, load: Callable[[Path], T], compute: Callable[[], T]) -> T:
-    """What ``load`` reads from ``path``, or else what ``compute`` makes (and writes there), under a lock.
+def stored(path: Path, kind: type[T], compute: Callable[[], T]) -> T:
+    """The ``kind`` that lies at ``path``, or else what ``compute`` makes, then written there; under a lock.
 
     A damaged file does not stop a run: it is computed again.
     """
@@ -32,7 +47,9 @@ def stored(path: Path, load: Callable[[Path], T], compute: Callable[[], T]) -> T
     with FileLock(str(path) + ".lock"):
         if path.exists():
             try:
-                return load(path)
+                return kind.load(path)
             except Exception as error:  # whatever is wrong with it, it can be computed again
                 log.warning("statistics %s cannot be read (%s); computing them again", path, error)
-        return compute()
+        made = compute()
+        made.save(path)
+        return made

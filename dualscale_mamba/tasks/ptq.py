@@ -13,6 +13,7 @@ from dualscale_mamba import environment
 from dualscale_mamba.configuration import instantiate
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.evaluation.base import Context, Metric
+from dualscale_mamba.models.config import name_of_dtype
 from dualscale_mamba.profiling.base import Subject
 from dualscale_mamba.quantization.pipeline import QuantizationReport
 from dualscale_mamba.report import show_run, write_figure
@@ -122,8 +123,8 @@ def fairness(session: Session, report: QuantizationReport, measured: Measured) -
         "kernels": session.hashes["kernels"],
         "weights": session.hashes["weights"],
         "device": str(session.device),
-        "dtype": str(session.model.dtype).removeprefix("torch."),
-        "residual_dtype": str(session.model.residual_dtype).removeprefix("torch."),
+        "dtype": name_of_dtype(session.model.dtype),
+        "residual_dtype": name_of_dtype(session.model.residual_dtype),
         "calibration": {k: config.calibration[k] for k in ("source", "samples", "length", "batch_size")},
         "calibration_tokens": session.hashes.get("calibration_tokens"),
         "evaluation": measured.facts,
