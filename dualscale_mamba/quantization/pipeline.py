@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import torch
 
 from dualscale_mamba.formats.base import Code
+from dualscale_mamba.formats.single import Single
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.mamba import MambaMixer
 from dualscale_mamba.models.mixer import Mixer
-from dualscale_mamba.observers.base import Fitted
+from dualscale_mamba.observers.base import Fitted, Observer
 from dualscale_mamba.observers.histogram import Histogram
 from dualscale_mamba.quantization.calibration import Calibration, calibrate, calibration_key
 from dualscale_mamba.quantization.clusters import Arrangement, arrange, reorder
@@ -82,7 +83,7 @@ def convert(model: MambaLM, calibration: Calibration, recipe: Recipe) -> Quantiz
         histogram = calibration.histograms[name]
         fitted = recipe.observer_of(short).fit(histogram, site.floor, recipe.mode_of(short))
         site.set_code(fitted.code.expanded(histogram.assignment).to(model.device))
-        report.sites.append(describe(name, histogram, fitted, type(recipe.observer_of(short)).__name__))
+        report.sites.append(describe(name, histogram, fitted, recipe.observer_of(short), site.floor))
     for block in model.blocks():
         if isinstance(block.mixer, MambaMixer):
             block.mixer.x_proj_reads = recipe.x_proj_reads
@@ -116,21 +117,34 @@ def _drop_unread(mixer: Mixer) -> None:
             layer.drop_float_weight()
 
 
-def describe(name: str, histogram: Histogram, fitted: Fitted, observer: str) -> SiteRow:
+def describe(
+    name: str, histogram: Histogram, fitted: Fitted, observer: Observer, floor: float | None
+) -> SiteRow:
     """The facts of one site's code; where a site has several codes, means over them.
+
+    Args:
+        name: Of the site.
+        histogram: Its counted values.
+        fitted: Its code and how that was found.
+        observer: What found it.
+        floor: Analytic lower bound of the site, or None.
 
     Returns:
         ``inner_scale`` and ``outer_scale`` (steps next to zero and at the top), ``threshold`` (the value where the
         coarse part begins), ``knee`` (its code) and ``ratio`` (knee codes only), ``outlier_share`` of the counted
-        values above the threshold, ``codes_used`` of 256, ``range_max`` seen, ``sqnr_db``, ``percentile``.
+        values above the threshold, ``codes_used`` of 256, ``range_max`` seen, ``sqnr_db``, ``percentile``, and
+        ``sqnr_single_db``, what `single` would give with the same observer.
     """
     levels = fitted.code.levels().cpu().double()
     sqnr, codes_used = histogram.quality(fitted.code)
+    single = sqnr
+    if not isinstance(fitted.mode, Single):
+        single, _ = histogram.quality(observer.fit(histogram, floor, Single()).code)
     above = torch.where(levels > 0, levels, torch.inf).amin(1)
     row: SiteRow = {
         "name": name,
         "format": type(fitted.mode).__name__.lower(),
-        "observer": observer,
+        "observer": type(observer).__name__,
         "percentile": fitted.percentile,
         "inner_scale": float(above.mean()),
         "outer_scale": float(_last_step(levels).mean()),
@@ -142,6 +156,7 @@ def describe(name: str, histogram: Histogram, fitted: Fitted, observer: str) -> 
         "range_max": float(histogram.maximum.max()),
         "codes_used": codes_used,
         "sqnr_db": sqnr,
+        "sqnr_single_db": single,
         "bits_per_value": fitted.code.bits_per_value,
         "skipped": float(histogram.skipped),
     }

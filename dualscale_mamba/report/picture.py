@@ -68,6 +68,17 @@ def colour_of(scale_mode: str) -> str:
     return COLOURS.get(scale_mode, OTHER_COLOUR)
 
 
+def furthest(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Of a run's distributions that of the site which reaches furthest, with its name as ``site``.
+
+    Args:
+        found: Content of ``distribution.json``; early ones hold a single site.
+    """
+    if found is None or "sites" not in found:
+        return found
+    return {**found["sites"][found["site"]], "site": found["site"]}
+
+
 def write_figure(folder: Path, result: Mapping[str, Any]) -> Path | None:
     """Picture of one run: how well each site is coded in each layer, and the levels of one SSM input.
 
@@ -79,7 +90,7 @@ def write_figure(folder: Path, result: Mapping[str, Any]) -> Path | None:
         The file, or None where nothing is quantized.
     """
     path = folder / DISTRIBUTION
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    found = furthest(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None)
     signal = [site for site in result["sites"] if isinstance(site.get("sqnr_db"), (int, float))]
     if not signal and found is None:
         return None
@@ -262,7 +273,7 @@ def _coded(jobs: Sequence[Job]) -> list[tuple[Job, dict[str, Any]]]:
     """Of each scale mode the job with the least divergence, with its levels; all of the same site."""
     best: dict[str, tuple[float, Job, dict[str, Any]]] = {}
     for job in jobs:
-        own = job.distribution()
+        own = furthest(job.distribution())
         if own is None or not own["levels"]:
             continue
         divergence = next((v for k, v in job.metrics.items() if k.endswith("/kl")), math.inf)

@@ -53,7 +53,7 @@ def run(config: DictConfig) -> float | None:
         measured = Measured()
         _evaluate(session, folder, measured)
         _profile(session, report, measured)
-        levels = distribution(session.model, session.calibration)
+        levels = distribution(session.model, session.calibration, session.recipe.carriers, report.sites)
         if levels is not None:
             write_json(folder.path / DISTRIBUTION, levels)
         result = folder.write_result(_result(session, report, measured))
