@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ PACKAGES = (
     "tokenizers",
     "mamba-ssm",
 )
+NUMERICS = ("data", "evaluation", "formats", "models", "observers", "ops", "profiling", "quantization")
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -61,8 +63,19 @@ def kernel_hash() -> str | None:
     """SHA-256 over the kernel sources, or None where they are not installed."""
     folder = ROOT / "csrc"
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".h", ".cuh", ".cpp", ".cu"))
-    if not files:
-        return None
+    return _content(folder, files) if files else None
+
+
+@cache
+def numerics_hash() -> str:
+    """SHA-256 over the Python sources that decide a result: a changed formula shall not pass for the old one."""
+    folder = Path(__file__).resolve().parent
+    files = [folder / f"{name}.py" for name in ("granularity", "sites")]
+    files += [path for name in NUMERICS for path in (folder / name).rglob("*.py")]
+    return _content(folder, sorted(files))
+
+
+def _content(folder: Path, files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"\0{path.relative_to(folder)}\0".encode() + path.read_bytes())

@@ -58,7 +58,7 @@ def test_run_leaves_its_whole_record(single: Path) -> None:
 
 def test_result_is_the_source_of_truth(single: Path) -> None:
     result = read(single / "result.json")
-    assert result["schema_version"] == 1
+    assert result["schema_version"] == 2
     assert result["config"]["scale_mode"]["fine_codes"] == 160
     assert len(result["hashes"]["weights"]) == 64
     assert len(result["hashes"]["calibration_tokens"]) == 64

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dualscale_mamba.quantization.recipe import Recipe
     from dualscale_mamba.tracking.base import Tracker
 
-Task = Callable[[DictConfig], "float | None"]
+Task = Callable[[DictConfig], None]
 
 
 def make(config: DictConfig, key: str) -> Any:

@@ -8,6 +8,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import Container, ListConfig, OmegaConf
 
+# Name of a study that is not stored but typed.
+TYPED_STUDY = "multirun"
+
 
 def _choices(root: Container | None) -> dict[str, Any]:
     """Chosen file of each group; Hydra's node is in the config while composing, and apart in a job."""
@@ -28,7 +31,7 @@ def choice(group: str, *, _root_: Container) -> str:
 def sweep_name(*, _root_: Container) -> str:
     """Name of the stored study, or ``multirun`` for one that was typed."""
     name = choice("sweeps", _root_=_root_)
-    return "multirun" if name == "none" else name
+    return TYPED_STUDY if name == "none" else name
 
 
 def register() -> None:

@@ -25,6 +25,7 @@ from dualscale_mamba.configuration.validate import InvalidConfigError
 from dualscale_mamba.errors import CheckpointError, ConfigError
 
 INTERRUPTED = 130
+STUDY_FAILED = "StudyFailed"  # by name: whoever only asks for --help need not import what runs a study
 PLUGINS = Path(__file__).resolve().parent / "plugins"
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -71,14 +72,11 @@ def launch(main: Callable[[], Any]) -> int:
     ) as error:
         if wants_everything:
             raise
-        if studies.begun:
-            return 1  # the job has said so itself
         for sentence in explain(error):
             _red(sentence)
         return 1
     except Exception as error:
-        # A multirun raises its first job's error only; each job has printed its line and kept its traceback.
-        if not studies.begun:
+        if type(error).__name__ != STUDY_FAILED:  # each of its jobs has been told of
             traceback.print_exception(type(error), error, _from_task(error.__traceback__))
         return 1
     finally:
@@ -95,7 +93,7 @@ def _from_task(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _compare() -> None:
-    for folder in dict.fromkeys(studies.begun):
+    for folder, line in studies.begun:
         from dualscale_mamba.report import write_comparison
 
         try:

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# Folders of the multiruns that were begun: what is left to compare when a job has failed, for then
+# Folder and line of each multirun that was begun: what is left to compare when a job has failed, for then
 # Hydra 1.3 calls no end-of-multirun callback.
-begun: list[Path] = []
+begun: list[tuple[Path, str]] = []

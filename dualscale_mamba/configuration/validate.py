@@ -17,6 +17,7 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 CHOICES: dict[str, tuple[Any, ...]] = {
     "ops": ("compiled", "reference"),
     "arm": (None, "baseline", "control", "treatment"),
+    "on_error": ("continue", "stop"),
     "model.implementation": ("native", "mamba_ssm"),
     "model.family": tuple(SITES),
     "model.dtype": DTYPES,
@@ -31,8 +32,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 # Nodes that no constructor reads, so that nothing else would notice a key too many.
 KEYS = {
-    "": "name group arm tags objective seed device ops data task model precision scale_mode observer "
-    "granularity quantize calibration evaluation profiling tracker paths hydra",
+    "": "name group arm tags objective on_error seed device ops data evaluation_cache_gib task model precision "
+    "scale_mode observer granularity quantize calibration evaluation profiling tracker paths hydra",
     "quantize": "sites",
     "data": "root",
     "model": "name family source revision implementation dtype residual_dtype state_dtype",
@@ -52,7 +53,7 @@ POSITIVE = (
     "profiling.*.batch_sizes",
     "profiling.*.prompt_lengths",
 )
-NOT_NEGATIVE = ("seed", "task.temperature", "profiling.*.warmup")
+NOT_NEGATIVE = ("seed", "evaluation_cache_gib", "task.temperature", "profiling.*.warmup")
 PERCENTILES = (
     "observer.percentile",
     "observer.percentiles",

@@ -77,6 +77,17 @@ def check_source(source: str, data_root: Path | None = None, key: str = "source"
         raise ConfigError(key, source, _ALLOWED)
 
 
+def source_files(source: str, data_root: Path | None = None) -> list[Path]:
+    """The local files that a checked source is read from; none for what comes from Python or from the hub."""
+    if source.startswith(FILE_PREFIX):
+        return [Path(source.removeprefix(FILE_PREFIX)).expanduser()]
+    if source in EMBEDDED:
+        return [_ASSETS / f"{source}.txt"]
+    if data_root is None or source == "python_docs":
+        return []
+    return [data_root / LOCAL.get(source, WIKITEXT2)]
+
+
 def label(source: str) -> str:
     """Short name of a source, for metric names: its own, or the file's stem."""
     return Path(source.removeprefix(FILE_PREFIX)).stem if source.startswith(FILE_PREFIX) else source

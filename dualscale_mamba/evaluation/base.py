@@ -106,6 +106,10 @@ class Evaluator(Protocol):
         """Raises ConfigError, before anything heavy is loaded, for settings that cannot work."""
         ...
 
+    def files(self, data_root: Path | None) -> list[Path]:
+        """Local files whose content decides the result, once ``check`` has passed."""
+        ...
+
     def __call__(self, context: Context) -> Evaluated:
         """Measures."""
         ...

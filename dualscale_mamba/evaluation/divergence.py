@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dualscale_mamba.data.text import label
+from dualscale_mamba.data.text import label, source_files
 from dualscale_mamba.evaluation.base import Context, Evaluated, Metric, evaluating
 from dualscale_mamba.evaluation.scoring import Compared, compare
 from dualscale_mamba.evaluation.windows import check_windows, read_windows
@@ -39,6 +39,10 @@ class Divergence:
     def check(self, data_root: Path | None) -> None:
         """See ``Evaluator``."""
         check_windows(self.source, self.samples, self.length, self.batch_size, data_root)
+
+    def files(self, data_root: Path | None) -> list[Path]:
+        """See ``Evaluator``."""
+        return source_files(self.source, data_root)
 
     def __call__(self, context: Context) -> Evaluated:
         """See ``Evaluator``. Items: ``window`` and the window's means of kl, top1_agreement and both nll."""

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from dualscale_mamba.data.text import text_hash
 from dualscale_mamba.evaluation.base import Context, Evaluated, Metric, evaluating, require_positive
-from dualscale_mamba.evaluation.task_files import BLIMP, MINIMAL_PAIRS, check_tasks, write_tasks
+from dualscale_mamba.evaluation.task_files import BLIMP, MINIMAL_PAIRS, check_tasks, local_files, write_tasks
 
 _LONGEST_TARGET = 100
 
@@ -45,6 +45,10 @@ class Harness:
         """See ``Evaluator``."""
         require_positive({"batch_size": self.batch_size, "limit": self.limit, "max_length": self.max_length})
         check_tasks(self.tasks, data_root)
+
+    def files(self, data_root: Path | None) -> list[Path]:
+        """See ``Evaluator``."""
+        return local_files(self.tasks, data_root)
 
     def __call__(self, context: Context) -> Evaluated:
         """See ``Evaluator``. Items: ``task``, ``doc_id``, ``target``, ``responses``, and each metric."""

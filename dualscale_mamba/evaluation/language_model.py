@@ -11,11 +11,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
-from tqdm import tqdm
 
 from dualscale_mamba.evaluation.base import LanguageModel, Tokenizer
 from dualscale_mamba.evaluation.scoring import token_log_probabilities
 from dualscale_mamba.models.generation import generate
+from dualscale_mamba.progress import bar
 
 # Text (unused here), tokens of the context, tokens of the continuation: lm-eval's own triple.
 _Request = tuple[Any, list[int], list[int]]
@@ -85,8 +85,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuation up to the first stop text, one request at a time."""
-        bar = tqdm(requests, desc="generate", unit="text", disable=None, leave=False)
-        return [self._generate(*request.args) for request in bar]
+        shown = bar(requests, "generate", "text")
+        return [self._generate(*request.args) for request in shown]
 
     def _loglikelihood_tokens(self, requests: Sequence[_Request], **_: Any) -> list[tuple[float, bool]]:
         shared: dict[tuple[int, ...], list[int]] = {}
@@ -98,7 +98,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         rows = sorted(shared.items(), key=lambda row: (-len(row[0]), row[0]))
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         starts = range(0, len(rows), self.batch_size)
-        for start in tqdm(starts, desc="loglikelihood", unit="batch", disable=None, leave=False):
+        for start in bar(starts, "loglikelihood", "batch"):
             batch = rows[start : start + self.batch_size]
             for index, result in self._score(batch, requests):
                 results[index] = result

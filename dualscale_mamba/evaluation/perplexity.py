@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from dualscale_mamba.data.text import label
+from dualscale_mamba.data.text import label, source_files
 from dualscale_mamba.evaluation.base import Context, Evaluated, Metric, evaluating
 from dualscale_mamba.evaluation.scoring import window_nll
 from dualscale_mamba.evaluation.windows import bits_per_byte, check_windows, read_windows
@@ -37,6 +37,10 @@ class Perplexity:
     def check(self, data_root: Path | None) -> None:
         """See ``Evaluator``."""
         check_windows(self.source, self.samples, self.length, self.batch_size, data_root)
+
+    def files(self, data_root: Path | None) -> list[Path]:
+        """See ``Evaluator``."""
+        return source_files(self.source, data_root)
 
     def __call__(self, context: Context) -> Evaluated:
         """See ``Evaluator``. Items: ``window``, ``nll`` (mean nats per token), ``tokens``, ``bytes``."""

@@ -82,6 +82,17 @@ def expand(tasks: Sequence[str], data_root: Path | None) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def local_files(tasks: Sequence[str], data_root: Path | None) -> list[Path]:
+    """The files on this machine that checked tasks read, their own task files included."""
+    own = [Path(task).expanduser() for task in tasks if task.endswith(".yaml")]
+    if data_root is None:
+        return own
+    named = [
+        task for task in expand(tasks, data_root) if task != MINIMAL_PAIRS and not task.endswith(".yaml")
+    ]
+    return own + [data_root / "eval" / _describe(task).local for task in named]
+
+
 def write_tasks(tasks: Sequence[str], folder: Path, data_root: Path | None) -> list[str]:
     """Writes one YAML per task into a folder.
 

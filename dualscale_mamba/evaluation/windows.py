@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from dualscale_mamba.data.batches import token_batches, tokens_hash
 from dualscale_mamba.data.text import check_source, documents, text_hash
 from dualscale_mamba.evaluation.base import Tokenizer, require_positive
+from dualscale_mamba.progress import bar
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Windows:
 
     def progress(self, name: str) -> Iterator[Tensor]:
         """The batches, behind a progress bar where there is a terminal."""
-        return iter(tqdm(self.batches, desc=name, unit="batch", disable=None, leave=False))
+        return iter(bar(self.batches, name, "batch"))
 
 
 def check_windows(

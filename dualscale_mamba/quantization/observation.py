@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dualscale_mamba.models.language_model import MambaLM
+from dualscale_mamba.progress import bar
 from dualscale_mamba.quantization.site import Statistic
 
 
@@ -32,7 +32,7 @@ def observe(
     tokens = 0
     try:
         with torch.inference_mode():
-            for batch in tqdm(batches, desc=label, unit="batch", disable=None, leave=False):
+            for batch in bar(batches, label, "batch"):
                 model(batch.to(model.device), last_only=True)
                 tokens += batch.numel()
     finally:

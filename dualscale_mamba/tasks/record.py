@@ -2,77 +2,66 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
-import math
 import os
-import tempfile
+import platform
+import shutil
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import Container, DictConfig, OmegaConf
-from rich.console import Console
 
-SCHEMA_VERSION = 1
+from dualscale_mamba.study.files import plain, read_json, write_json, write_text
+from dualscale_mamba.study.folder import JOBS, RESULT, STATUS, is_done, locked
+
+SCHEMA_VERSION = 2
 TRACEBACK_LINES = 30
 LINE_LENGTH = 400
-RESULT = "result.json"
-STATUS = "status.json"
+STOPPED = "stopped"
+# What an attempt that did not end well has left; its log stays.
+PARTIAL = ("items_*.jsonl", "distribution.json", "figure.png", "wandb", RESULT)
 
 logger = logging.getLogger(__name__)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` to ``path`` in one step: readers see the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(_plain(content), file, indent=1, allow_nan=False)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+class StudyStopped(Exception):
+    """Nothing more shall be started: a job has failed and ``on_error`` is ``stop``."""
 
 
-def _plain(value: Any) -> Any:
-    """The same in JSON's types; numbers that JSON lacks become strings: a NaN must not pass for a gap."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
-
-
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
     """Where a run writes.
 
     Attributes:
         path: The folder.
         identity: What tells this run from others: name, arm, group, overrides, choices.
-        in_multirun: Whether other jobs follow.
+        in_multirun: Whether the run is one job of a study.
+        stops_others: Whether its failure shall stop the study.
     """
 
     path: Path
     identity: dict[str, Any]
     in_multirun: bool = False
+    stops_others: bool = False
+    _state: dict[str, Any] = field(default_factory=dict, repr=False)
+    _recorded: ClassVar[list[RunFolder]] = []
 
     @classmethod
     def of(cls, config: DictConfig) -> RunFolder:
-        """The folder that ``paths.run`` names."""
+        """The folder that ``paths.run`` names; the very object that records it now, if one does."""
+        known = next((f for f in cls._recorded if f.path == Path(config.paths.run).absolute()), None)
+        if known is not None:
+            return known
         overrides: Sequence[str] = []
         choices: Mapping[str, Any] = {}
         number, in_multirun = 0, False
@@ -82,41 +71,86 @@ class RunFolder:
             choices = {k: v for k, v in hydra.runtime.choices.items() if not str(k).startswith("hydra")}
             in_multirun = hydra.mode == RunMode.MULTIRUN
             number = int(OmegaConf.select(cast("Container", hydra), "job.num", throw_on_missing=False) or 0)
+        path = Path(config.paths.run).absolute()
         identity = {
+            "id": path.name if path.parent.name == JOBS else None,
             "name": config.name,
             "arm": config.arm,
             "group": config.group,
             "number": number,
             "overrides": overrides,
-            "choices": _plain(choices),
+            "choices": plain(choices),
         }
-        return cls(Path(config.paths.run).absolute(), identity, in_multirun)
+        return cls(path, identity, in_multirun, config.on_error == "stop")
+
+    @property
+    def is_job(self) -> bool:
+        """Whether the folder is known by its job's content."""
+        return self.path.parent.name == JOBS
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the very same job has been done before."""
+        return self.is_job and is_done(self.path)
+
+    @property
+    def _sign(self) -> Path:
+        """The file that tells the jobs of a study to start no more."""
+        return self.path.parent.parent / STOPPED
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out; whoever waits finds the job done.
+
+        Raises:
+            StudyStopped: The study was stopped before this job began.
+        """
+        with locked(self.path):
+            if self.is_job and self.stops_others and self._sign.exists():
+                raise StudyStopped(f"not started: {self._sign} says that a job has failed")
+            yield
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Keep ``status.json`` true: running, then done or failed with the end of the traceback."""
-        began = time.time()
-        self._status("running", began)
+        """Keep ``status.json`` true: running with its stage, then done or failed with the end of the traceback."""
+        self._begin()
+        self._recorded.append(self)
         try:
             yield
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             tail = traceback.format_exception(error)[-TRACEBACK_LINES:]
             line = f"{type(error).__name__}: {error}".splitlines()[0][:LINE_LENGTH]
-            self._status(state, began, error=line, traceback="".join(tail))
-            if (
-                isinstance(error, Exception) and self.in_multirun
-            ):  # a single run's error is shown at its end, at once
-                message = f"run {self.identity['number']} ({self.identity['name']}) failed: {line}"
-                Console(stderr=True, soft_wrap=True, highlight=False).print(
-                    message, style="bold red", markup=False
-                )
+            self._status(state, error=line, traceback="".join(tail))
+            if state == "failed" and self.is_job and self.stops_others:
+                self._sign.touch()
+            _release(error)
             raise
-        self._status("done", began)
+        finally:
+            self._recorded.remove(self)
+        self._status("done")
 
-    def _status(self, state: str, began: float, **more: Any) -> None:
-        seconds = round(time.time() - began, 3)
-        write_json(self.path / STATUS, {**self.identity, "state": state, "seconds": seconds, **more})
+    def _begin(self) -> None:
+        before = read_json(self.path / STATUS) or {}
+        if self.is_job:
+            for pattern in PARTIAL:
+                for path in self.path.glob(pattern):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._state = {
+            "began": time.time(),
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "attempt": int(before.get("attempt") or 0) + 1,
+        }
+        self._status("running", stage="begin")
+
+    def _status(self, state: str, **more: Any) -> None:
+        seconds = round(time.time() - self._state["began"], 3)
+        try:
+            content = {**self.identity, **self._state, "state": state, "seconds": seconds, **more}
+            write_json(self.path / STATUS, content)
+        except OSError as error:  # a full disk: what the run itself raises is the message that counts
+            logger.error("%s cannot be written (%s)", self.path / STATUS, error)
 
     def write_result(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``result.json``, the source of truth, and return it as it can be read back."""
@@ -128,5 +162,23 @@ class RunFolder:
     def write_items(self, name: str, items: Sequence[Mapping[str, Any]]) -> None:
         """Write one line for each item of an evaluation to ``items_<name>.jsonl``."""
         if items:
-            lines = [json.dumps(_plain(item)) for item in items]
-            (self.path / f"items_{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            lines = [json.dumps(plain(item)) for item in items]
+            write_text(self.path / f"items_{name}.jsonl", "\n".join(lines) + "\n")
+
+
+def stage(name: str) -> None:
+    """Say in ``status.json`` what the run of this process is doing now."""
+    for folder in RunFolder._recorded[-1:]:
+        folder._status("running", stage=name)
+
+
+def _release(error: BaseException) -> None:
+    """Let go of the tensors that a failed job's frames hold: the next job in this process needs the memory."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

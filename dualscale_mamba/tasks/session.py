@@ -28,6 +28,7 @@ from dualscale_mamba.models.pretrained import Pretrained, load_pretrained
 from dualscale_mamba.quantization.calibration import Calibration, calibrate, calibration_key
 from dualscale_mamba.quantization.pipeline import QuantizationReport, arrange, convert, prepare
 from dualscale_mamba.quantization.recipe import Recipe
+from dualscale_mamba.tasks.record import stage as record_stage
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ class Session:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Note the seconds of a stage."""
+        """Note the seconds of a stage, and in the run's status that it has begun."""
+        record_stage(stage)
         began = time.perf_counter()
         yield
         self.seconds[stage] = round(time.perf_counter() - began, 4)
@@ -130,6 +132,7 @@ def open_session(config: DictConfig) -> Iterator[Session]:
     if device.type == "cuda":
         torch.zeros(1, device=device)  # the counters do not exist before the first use of CUDA
         torch.cuda.reset_peak_memory_stats(device)
+    record_stage("load")
     began = time.perf_counter()
     with ops.implementation(config.ops):
         settings = config.model

@@ -1,29 +1,41 @@
-"""A sweeper that also takes unions of grids, and refuses a study before its first job if any job cannot run.
+"""A sweeper that takes unions of grids, refuses a study before its first job if any job cannot run, and resumes.
 
 It lies here because Hydra takes sweepers from the name space package ``hydra_plugins`` only.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict, read_write
 
 from dualscale_mamba.configuration import studies
+from dualscale_mamba.configuration.resolvers import TYPED_STUDY
 from dualscale_mamba.configuration.validate import InvalidConfigError, problems
+from dualscale_mamba.progress import bar
+from dualscale_mamba.study.folder import Entry, StudyFolder, line_id
+from dualscale_mamba.study.multirun import Multirun, entry_of, line_of, listed
 
 
 class UnionSweeper(BasicSweeper):
-    """Hydra's basic sweeper, plus ``hydra.sweeper.grids``: a list of grids, run one after the other.
+    """Hydra's basic sweeper, plus ``hydra.sweeper.grids``: a list of grids, one after the other, and resumption.
 
     Each grid is a mapping of key to value or comma-separated values, like ``params``, and stands for the
     product of its values; what is typed on the command line applies to every grid and wins.
+
+    Args:
+        max_batch_size: Jobs that are handed to the launcher at once; None for all.
+        params: One grid, as in Hydra's basic sweeper.
+        grids: Several.
+        only_list: Print one line of overrides for each missing job and run nothing.
     """
 
     def __init__(
@@ -31,9 +43,34 @@ class UnionSweeper(BasicSweeper):
         max_batch_size: int | None,
         params: dict[str, str] | None = None,
         grids: Sequence[Mapping[str, Any]] | None = None,
+        only_list: bool = False,
     ) -> None:
         super().__init__(max_batch_size, params)
         self.grids = list(grids or [])
+        self.only_list = only_list
+        self._on_error = "continue"
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Compose and check all jobs, then run those that have no result yet.
+
+        Args:
+            arguments: Overrides from the command line.
+
+        Raises:
+            InvalidConfigError: Before any job runs, each problem with the jobs that have it.
+            StudyFailed: Some jobs have no result.
+        """
+        parser = OverridesParser.create()
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        jobs = [job for batch in self.split_arguments(overrides, None) for job in batch]
+        multirun = self.multirun(self.entries(jobs, 0))
+        if self.only_list:
+            sys.stdout.write(listed(multirun))
+            return []
+        multirun.study.write(multirun.line)
+        studies.begun.append((multirun.study.path, multirun.line.id))
+        multirun.run()
+        return []
 
     def split_arguments(  # type: ignore[override]
         self, overrides: list[Override], max_batch_size: int | None
@@ -54,8 +91,12 @@ class UnionSweeper(BasicSweeper):
             jobs += [job for job in batch if job not in jobs]
         return list(BasicSweeper.split_overrides_to_chunks(jobs, max_batch_size))
 
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Compose and validate every job of ``batch``.
+    def entries(self, jobs: Sequence[Sequence[str]], first: int) -> list[Entry]:
+        """Compose and validate every job.
+
+        Args:
+            jobs: Overrides of each.
+            first: Number of the first.
 
         Raises:
             InvalidConfigError: Of all jobs together, each problem with the job that has it.
@@ -64,15 +105,33 @@ class UnionSweeper(BasicSweeper):
         assert self.hydra_context is not None
         found: dict[str, list[str]] = {}
         loader = self.hydra_context.config_loader
-        for number, overrides in enumerate(batch):
+        made = []
+        for number, overrides in enumerate(bar(jobs, "check", "job"), first):
             config = loader.load_sweep_config(self.config, list(overrides))
-            for problem in problems(config):
+            wrong = problems(config)
+            for problem in wrong:
                 found.setdefault(problem, []).append(f"job {number} ({' '.join(overrides)})")
+            self._on_error = str(config.on_error)
+            if not found:
+                made.append(entry_of(config, overrides, number))
         if found:
-            raise InvalidConfigError(
-                [f"{_told(jobs, len(batch))}: {problem}" for problem, jobs in found.items()]
-            )
-        studies.begun.append(Path(self.config.hydra.sweep.dir).absolute())
+            raise InvalidConfigError([f"{_told(names, len(jobs))}: {text}" for text, names in found.items()])
+        return made
+
+    def multirun(self, entries: Sequence[Entry]) -> Multirun:
+        """The line that ``entries`` make, in its folder."""
+        assert self.config is not None
+        assert self.launcher is not None
+        sweep = self.config.hydra.sweep
+        folder = Path(str(sweep.dir)).absolute()
+        name = folder.name
+        if name == TYPED_STUDY:  # lines without a name of their own have a folder each
+            folder = folder / line_id(tuple(entries))
+        with read_write(self.config), open_dict(self.config):
+            sweep.dir = str(folder)  # launchers read it
+        line = line_of(name, self._on_error, entries)
+        at_once = 1 if isinstance(self.launcher, BasicLauncher) else self.max_batch_size
+        return Multirun(StudyFolder(folder), line, self.launcher.launch, at_once)
 
 
 def _told(jobs: Sequence[str], total: int) -> str:
@@ -96,6 +155,7 @@ ConfigStore.instance().store(
         "max_batch_size": None,
         "params": None,
         "grids": None,
+        "only_list": False,
     },
     provider="dualscale_mamba",
 )
