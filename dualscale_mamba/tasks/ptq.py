@@ -46,7 +46,7 @@ def run(config: DictConfig) -> float | None:
     folder = RunFolder.of(config)
     with (
         open_session(config) as session,
-        instantiate.tracker(config).tracking(folder.path, config) as tracked,
+        instantiate.tracker(config).tracking(folder.path, config, str(folder.path.name)) as tracked,
     ):
         evaluators = instantiate.evaluators(config)
         report = session.quantize(keep_reference=any(e.needs_reference for e in evaluators.values()))
@@ -57,8 +57,8 @@ def run(config: DictConfig) -> float | None:
         if levels is not None:
             write_json(folder.path / DISTRIBUTION, levels)
         result = folder.write_result(_result(session, report, measured))
-        figure = write_figure(folder.path, result)
-        tracked.log(result, figure)
+        write_figure(folder.path, result)
+        tracked.log(result, folder.path)
     show_run(result, folder.path, brief=folder.in_multirun)
     return _objective(config, measured)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,9 @@ class JsonTracker:
     """Sends nothing anywhere."""
 
     @contextmanager
-    def tracking(self, folder: Path, config: DictConfig) -> Iterator[JsonTracker]:
+    def tracking(self, folder: Path, config: DictConfig, run_id: str) -> Iterator[JsonTracker]:
         """See :class:`~dualscale_mamba.tracking.base.Tracker`."""
         yield self
 
-    def log(self, result: dict[str, Any], figure: Path | None) -> None:
+    def log(self, result: Mapping[str, Any], folder: Path) -> None:
         """See :class:`~dualscale_mamba.tracking.base.Tracked`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import netrc
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from urllib.parse import urlsplit
 from omegaconf import DictConfig, OmegaConf
 
 from dualscale_mamba.errors import ConfigError
+from dualscale_mamba.tracking.base import first_line, without_harm
+from dualscale_mamba.tracking.wandb_run import WandbRun
 
 # From the most that can be had to the least.
 MODES = ("online", "offline", "disabled")
@@ -23,6 +26,9 @@ INSTEAD = {
 }
 # Offline nothing is far away: only a machine that is very busy takes long to start the client's service.
 OFFLINE_TIMEOUT = 120.0
+# A server that no longer answers must not hold a finished job; what is not sent stays on disk for `wandb sync`.
+FINISH_TIMEOUT = 120.0
+NAME = "W&B"
 
 logger = logging.getLogger(__name__)
 
@@ -37,48 +43,64 @@ class WandbTracker:
         mode: ``offline`` writes files for ``wandb sync``; ``online`` needs a key and a network, and becomes
             offline with a warning where it has not; ``disabled`` does nothing.
         timeout: Seconds to wait for the server.
+        artifact_mb: A larger file (in 10^6 bytes) is not sent as an artifact.
     """
 
     project: str = "dualscale_mamba"
     entity: str | None = None
     mode: str = "offline"
     timeout: float = 10.0
+    artifact_mb: float = 50.0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ConfigError("tracker.mode", self.mode, "one of " + ", ".join(MODES))
+        if self.artifact_mb < 0:
+            raise ConfigError("tracker.artifact_mb", self.artifact_mb, "a number not below 0")
 
     @contextmanager
-    def tracking(self, folder: Path, config: DictConfig) -> Iterator[WandbRun]:
+    def tracking(self, folder: Path, config: DictConfig, run_id: str) -> Iterator[WandbRun]:
         """See :class:`~dualscale_mamba.tracking.base.Tracker`."""
         folder.mkdir(parents=True, exist_ok=True)
-        run = self._start(folder, config)
+        run = self._start(folder, config, run_id)
         try:
-            yield WandbRun(run)
+            yield WandbRun(run, self.artifact_mb)
         except BaseException:
-            _without_harm(lambda: run.finish(exit_code=1))
+            without_harm(NAME, lambda: run.finish(exit_code=1))
             raise
-        _without_harm(run.finish)
+        without_harm(NAME, run.finish)
 
-    def _start(self, folder: Path, config: DictConfig) -> Any:
+    def _start(self, folder: Path, config: DictConfig, run_id: str) -> Any:
         """A run in the wanted mode, or in the next humbler one that works: a tracker must not stop a job."""
         import wandb
 
         for mode in MODES[MODES.index(self.mode) :]:
             try:
-                if mode == "online" and not _has_key():
-                    raise wandb.errors.UsageError("no API key: run `wandb login` once")
-                return self._init(folder, config, mode)
+                return self.start(folder, config, run_id, mode, resume="allow")
             except Exception as error:  # the client's errors and the network's share no base
                 if mode == "disabled":
                     raise
-                logger.warning("W&B cannot start %s (%s); %s", mode, _first_line(error), INSTEAD[mode])
+                logger.warning("W&B cannot start %s (%s); %s", mode, first_line(error), INSTEAD[mode])
                 wandb.teardown()
         raise AssertionError("the last mode returns or raises")
 
-    def _init(self, folder: Path, config: DictConfig, mode: str) -> Any:
+    def start(self, folder: Path, config: DictConfig, run_id: str, mode: str, resume: str | None) -> Any:
+        """A ``wandb.Run`` in one mode.
+
+        Args:
+            folder: Where its files go.
+            config: Of the job.
+            run_id: Its id on the server.
+            mode: One of ``MODES``.
+            resume: ``allow`` goes on with a run of the same id, None replaces it.
+
+        Raises:
+            Exception: Whatever the client raises, without a common base; without a key at once.
+        """
         import wandb
 
+        if mode == "online" and not has_key():
+            raise wandb.errors.UsageError("no API key: run `wandb login` once")
         patience = self.timeout if mode == "online" else OFFLINE_TIMEOUT
         resolved = OmegaConf.to_container(config, resolve=True)
         assert isinstance(resolved, dict)
@@ -86,31 +108,30 @@ class WandbTracker:
         return wandb.init(
             project=self.project,
             entity=self.entity,
+            id=re.sub(r"[^\w-]", "-", run_id),
+            resume=cast("Any", resume),
             name=str(config.name),
             group=str(config.group or config.name),
             job_type=str(config.task["_target_"]).split(".")[-2],
-            tags=tags,
+            tags=list(dict.fromkeys(tags)),
             config={str(key): value for key, value in resolved.items()},
             dir=str(folder),
             mode=cast("Any", mode),
             reinit="finish_previous",
-            settings=wandb.Settings(init_timeout=patience, silent=True, console="off", disable_git=True),
+            settings=_settings(patience, raises=resume is None),
         )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _settings(patience: float, raises: bool) -> Any:
+    import wandb
+
+    settings = wandb.Settings(init_timeout=patience, silent=True, console="off", disable_git=True)
+    if "finish_timeout" in wandb.Settings.model_fields:  # older clients wait for ever
+        settings.finish_timeout, settings.finish_timeout_raises = FINISH_TIMEOUT, raises
+    return settings
 
 
-def _without_harm(send: Callable[[], object]) -> None:
-    """What W&B cannot take is told and left: ``result.json`` has it."""
-    try:
-        send()
-    except Exception as error:  # the client's errors share no base
-        logger.warning("W&B has not taken everything of this run (%s)", _first_line(error))
-
-
-def _has_key() -> bool:
+def has_key() -> bool:
     """Whether a key is known, without asking for one: a question would hang a batch job."""
     import wandb
 
@@ -121,36 +142,3 @@ def _has_key() -> bool:
         return netrc.netrc().authenticators(urlsplit(str(settings.base_url)).hostname or "") is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-@dataclass(frozen=True)
-class WandbRun:
-    """One run of W&B.
-
-    Attributes:
-        run: ``wandb.sdk.wandb_run.Run``.
-    """
-
-    run: Any
-
-    def log(self, result: dict[str, Any], figure: Path | None) -> None:
-        """See :class:`~dualscale_mamba.tracking.base.Tracked`: summary, table of sites, picture."""
-        _without_harm(lambda: self._send(result, figure))
-
-    def _send(self, result: dict[str, Any], figure: Path | None) -> None:
-        import wandb
-
-        summary = {name: metric["value"] for name, metric in result["metrics"].items()}
-        summary |= {f"site/{name}": value for name, value in result["site_summary"].items()}
-        self.run.summary.update(summary)
-        extra = {key: result[key] for key in ("environment", "hashes", "fairness", "seconds")}
-        self.run.config.update(extra)
-        media: dict[str, Any] = {}
-        if result["sites"]:
-            columns = list(dict.fromkeys(key for site in result["sites"] for key in site))
-            rows = [[site.get(column) for column in columns] for site in result["sites"]]
-            media["sites"] = wandb.Table(columns=columns, data=rows)
-        if figure is not None:
-            media["figure"] = wandb.Image(str(figure))
-        if media:
-            self.run.log(media)

@@ -49,8 +49,8 @@ def run_record(folder: Path) -> Any:
 
 
 def test_offline_run_has_group_tags_and_type(tmp_path: Path, config: DictConfig) -> None:
-    with WandbTracker().tracking(tmp_path, config) as run:
-        run.log(RESULT, None)
+    with WandbTracker().tracking(tmp_path, config, "abc") as run:
+        run.log(RESULT, tmp_path)
     record = run_record(tmp_path)
     assert record.run_group == "study"
     assert set(record.tags) == {"treatment", "w8a8", "smoke"}
@@ -60,10 +60,10 @@ def test_offline_run_has_group_tags_and_type(tmp_path: Path, config: DictConfig)
 def test_failed_run_is_finished_as_failed_and_disturbs_no_other(tmp_path: Path, config: DictConfig) -> None:
     from wandb_log import finished
 
-    with pytest.raises(RuntimeError), WandbTracker().tracking(tmp_path / "first", config):
+    with pytest.raises(RuntimeError), WandbTracker().tracking(tmp_path / "first", config, "first"):
         raise RuntimeError("deliberate")
-    with WandbTracker().tracking(tmp_path / "second", config) as run:
-        run.log(RESULT, None)
+    with WandbTracker().tracking(tmp_path / "second", config, "second") as run:
+        run.log(RESULT, tmp_path)
     first, second = run_record(tmp_path / "first"), run_record(tmp_path / "second")
     assert first.run_id != second.run_id
     codes = [r.exit.exit_code for r in finished(logs(tmp_path / "first")[0]) if r.HasField("exit")]
@@ -89,9 +89,9 @@ def test_unreachable_server_means_offline_with_one_warning(
     began = time.monotonic()
     with (
         caplog.at_level(logging.WARNING),
-        WandbTracker(mode="online", timeout=3).tracking(tmp_path, config) as run,
+        WandbTracker(mode="online", timeout=3).tracking(tmp_path, config, "abc") as run,
     ):
-        run.log(RESULT, None)
+        run.log(RESULT, tmp_path)
     wandb.teardown()
     assert time.monotonic() - began < 20
     assert len(logs(tmp_path)) == 1
@@ -106,8 +106,8 @@ def test_mode_is_checked() -> None:
 
 
 def test_json_tracker_writes_nothing_of_its_own(tmp_path: Path, config: DictConfig) -> None:
-    with JsonTracker().tracking(tmp_path, config) as run:
-        run.log(RESULT, None)
+    with JsonTracker().tracking(tmp_path, config, "abc") as run:
+        run.log(RESULT, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,6 +124,6 @@ def test_client_that_does_not_start_stops_nothing(
         return whole(**settings)
 
     monkeypatch.setattr(wandb, "init", broken)
-    with WandbTracker().tracking(tmp_path, config) as run:
-        run.log(RESULT, None)
+    with WandbTracker().tracking(tmp_path, config, "abc") as run:
+        run.log(RESULT, tmp_path)
     assert any("result.json has it all" in record.getMessage() for record in caplog.records)
