@@ -25,7 +25,8 @@ from dualscale_mamba.configuration.validate import InvalidConfigError
 from dualscale_mamba.errors import CheckpointError, ConfigError
 
 INTERRUPTED = 130
-STUDY_FAILED = "StudyFailed"  # by name: whoever only asks for --help need not import what runs a study
+# By name: whoever only asks for --help need not import what runs a study.
+FAILED, STOPPED = "StudyFailedError", "StudyStoppedError"
 PLUGINS = Path(__file__).resolve().parent / "plugins"
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -38,6 +39,9 @@ def register() -> None:
     # Hydra takes sweepers from the name space package hydra_plugins only: a part of that lies in this folder.
     if str(PLUGINS) not in sys.path:
         sys.path.append(str(PLUGINS))
+    # Workers of some launchers begin as bare Python: what they inherit tells them where all this lies.
+    known = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), str(CONF.parent), str(PLUGINS)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(known))
     Plugins.instance().register(FolderAsGroup)
     Plugins.instance().register(SweepsSearchPath)
 
@@ -76,7 +80,10 @@ def launch(main: Callable[[], Any]) -> int:
             _red(sentence)
         return 1
     except Exception as error:
-        if type(error).__name__ != STUDY_FAILED:  # each of its jobs has been told of
+        if type(error).__name__ == STOPPED:
+            _red(str(error))
+            return 0  # it has not failed: it waits for the line to be typed again
+        if type(error).__name__ != FAILED:  # each of its jobs has been told of
             traceback.print_exception(type(error), error, _from_task(error.__traceback__))
         return 1
     finally:

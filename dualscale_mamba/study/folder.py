@@ -1,7 +1,7 @@
 """The folder of a study: jobs by their content, and one file for each line that was typed.
 
-``jobs/<id>/`` holds what a job wrote, ``lines/<id>.json`` which jobs a line consists of. Jobs are shared: a line that is
-typed again, or another one with some jobs in common, finds what is already there.
+``jobs/<id>/`` holds what a job wrote, ``lines/<id>.json`` which jobs a line consists of. Jobs are shared: a line that
+is typed again, or another one with some jobs in common, finds what is already there.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def headline(result: dict[str, Any]) -> str:
 
 def clock(seconds: float) -> str:
     """``75`` as ``1:15``."""
-    minutes, rest = divmod(int(round(seconds)), 60)
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 

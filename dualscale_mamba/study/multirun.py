@@ -14,17 +14,18 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
+from dualscale_mamba.study.command import job_arguments, quoted
 from dualscale_mamba.study.folder import Entry, Line, StudyFolder, is_done, is_locked, line_id, state_of
 from dualscale_mamba.study.identity import job_id
 from dualscale_mamba.study.monitor import watching
-from dualscale_mamba.tasks.record import STOPPED, StudyStopped
+from dualscale_mamba.tasks.record import STOPPED, StudyStoppedError
 
 Launch = Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]
 
 logger = logging.getLogger(__name__)
 
 
-class StudyFailed(Exception):
+class StudyFailedError(Exception):
     """Some jobs of a study have no result; each has been reported, and its folder has its traceback."""
 
 
@@ -54,7 +55,7 @@ class Multirun:
         """Run what is missing, while a table shows what becomes of it.
 
         Raises:
-            StudyFailed: Some jobs have no result.
+            StudyFailedError: Some jobs have no result.
             KeyboardInterrupt: By the user; what is done stays.
         """
         (self.study.path / STOPPED).unlink(missing_ok=True)
@@ -67,7 +68,7 @@ class Multirun:
                 self._launch(missing[first : first + size])
         lost = [entry for entry in self.pending() if state_of(self.study.job(entry.id)) != "running"]
         if lost:
-            raise StudyFailed(f"{len(lost)} of {len(self.line.entries)} jobs have no result")
+            raise StudyFailedError(f"{len(lost)} of {len(self.line.entries)} jobs have no result")
 
     @property
     def _stops(self) -> bool:
@@ -81,15 +82,18 @@ class Multirun:
             self._failed += [entry.id for entry in batch if not is_done(self.study.job(entry.id))]
             return
         for entry, returned in zip(batch, returns, strict=True):
-            stopped = isinstance(returned._return_value, StudyStopped)
+            stopped = isinstance(returned._return_value, StudyStoppedError)
             if returned.status != JobStatus.COMPLETED and not stopped:
                 self._failed.append(entry.id)
 
     def arguments(self, entry: Entry) -> list[str]:
         """Overrides with which a launcher runs a job in its folder."""
-        folder = str(self.study.path).replace("\\", "\\\\").replace("'", "\\'")
         place = self.study.job(entry.id).relative_to(self.study.path)
-        return [*entry.overrides, f"hydra.sweep.dir='{folder}'", f"hydra.sweep.subdir={place}"]
+        return [
+            *entry.overrides,
+            f"hydra.sweep.dir={quoted(str(self.study.path))}",
+            f"hydra.sweep.subdir={place}",
+        ]
 
 
 def entry_of(config: DictConfig, overrides: Sequence[str], number: int) -> Entry:
@@ -117,9 +121,12 @@ def line_of(name: str, on_error: str, entries: Sequence[Entry]) -> Line:
 
 
 def listed(multirun: Multirun) -> str:
-    """One line of overrides for each missing job: arguments of ``run.py`` that put the result where a study finds it."""
+    """Arguments of ``run.py`` for each missing job, one line each, quoted for a shell.
+
+    A job that is run so leaves its result where the study finds it.
+    """
     rows = []
     for entry in multirun.pending():
-        folder = str(multirun.study.job(entry.id)).replace("'", "\\'")
-        rows.append(shlex.join([*entry.overrides, f"hydra.run.dir='{folder}'"]))
+        place = multirun.study.job(entry.id).relative_to(multirun.study.path)
+        rows.append(shlex.join(job_arguments(entry.overrides, multirun.study.path, str(place))))
     return "".join(f"{row}\n" for row in rows)

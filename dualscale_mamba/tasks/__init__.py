@@ -28,7 +28,7 @@ def run(config: DictConfig) -> float | None:
 
     Raises:
         InvalidConfigError: Before anything heavy happens.
-        StudyStopped: Another job has failed and ``on_error`` is ``stop``.
+        StudyStoppedError: Another job has failed and ``on_error`` is ``stop``.
         Exception: Whatever the task raised, after ``status.json`` has told of it.
     """
     resolvers.register()  # a launcher's worker process comes here without having run the entry point

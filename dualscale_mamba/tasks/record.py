@@ -34,7 +34,7 @@ PARTIAL = ("items_*.jsonl", "distribution.json", "figure.png", "wandb", RESULT)
 logger = logging.getLogger(__name__)
 
 
-class StudyStopped(Exception):
+class StudyStoppedError(Exception):
     """Nothing more shall be started: a job has failed and ``on_error`` is ``stop``."""
 
 
@@ -103,11 +103,11 @@ class RunFolder:
         """Keep other processes out; whoever waits finds the job done.
 
         Raises:
-            StudyStopped: The study was stopped before this job began.
+            StudyStoppedError: The study was stopped before this job began.
         """
         with locked(self.path):
             if self.is_job and self.stops_others and self._sign.exists():
-                raise StudyStopped(f"not started: {self._sign} says that a job has failed")
+                raise StudyStoppedError(f"not started: {self._sign} says that a job has failed")
             yield
 
     @contextmanager

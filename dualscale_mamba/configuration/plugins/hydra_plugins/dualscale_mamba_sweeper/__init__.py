@@ -58,16 +58,16 @@ class UnionSweeper(BasicSweeper):
 
         Raises:
             InvalidConfigError: Before any job runs, each problem with the jobs that have it.
-            StudyFailed: Some jobs have no result.
+            StudyFailedError: Some jobs have no result.
         """
         parser = OverridesParser.create()
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         jobs = [job for batch in self.split_arguments(overrides, None) for job in batch]
         multirun = self.multirun(self.entries(jobs, 0))
+        multirun.study.write(multirun.line)
         if self.only_list:
             sys.stdout.write(listed(multirun))
             return []
-        multirun.study.write(multirun.line)
         studies.begun.append((multirun.study.path, multirun.line.id))
         multirun.run()
         return []
