@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dualscale_mamba.configuration import resolvers, studies
+from dualscale_mamba.configuration.launchers import missing_extra
 from dualscale_mamba.configuration.search_path import FolderAsGroup, SweepsSearchPath
 from dualscale_mamba.configuration.validate import InvalidConfigError
 from dualscale_mamba.errors import CheckpointError, ConfigError
@@ -40,7 +41,11 @@ def register() -> None:
     if str(PLUGINS) not in sys.path:
         sys.path.append(str(PLUGINS))
     # Workers of some launchers begin as bare Python: what they inherit tells them where all this lies.
-    known = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), str(CONF.parent), str(PLUGINS)]
+    known = [
+        *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
+        str(CONF.parent),
+        str(PLUGINS),
+    ]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(known))
     Plugins.instance().register(FolderAsGroup)
     Plugins.instance().register(SweepsSearchPath)
@@ -121,6 +126,8 @@ def explain(error: BaseException) -> list[str]:
         return error.sentences
     text = str(error)
     if missing := re.search(r"Could not (?:find|load) '(.+)/(.+?)'", text):
+        if sentence := missing_extra(missing[1], missing[2]):
+            return [sentence]
         options = re.findall(r"^\t([\w.\-]+)$", text.split("Config search", 1)[0], re.M)
         group = missing[1]
         options = options or sorted(path.stem for path in (CONF / group).glob("*.yaml"))
