@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from dualscale_mamba import environment
 from dualscale_mamba.configuration import instantiate
-from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.evaluation.base import Context, Metric
 from dualscale_mamba.models.config import name_of_dtype
 from dualscale_mamba.profiling.base import Subject
@@ -19,8 +18,9 @@ from dualscale_mamba.quantization.pipeline import QuantizationReport
 from dualscale_mamba.report import show_run, write_figure
 from dualscale_mamba.report.collect import DISTRIBUTION
 from dualscale_mamba.sites import is_ssm_input
+from dualscale_mamba.study.files import write_json
 from dualscale_mamba.tasks.distribution import distribution
-from dualscale_mamba.tasks.record import RunFolder, write_json
+from dualscale_mamba.tasks.record import RunFolder
 from dualscale_mamba.tasks.session import Session, open_session
 
 logger = logging.getLogger(__name__)
@@ -34,14 +34,11 @@ class Measured:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def run(config: DictConfig) -> float | None:
+def run(config: DictConfig) -> None:
     """Quantize, measure and record one configuration.
 
     Args:
         config: Composed and validated.
-
-    Returns:
-        The metric that ``objective`` names, or None.
     """
     folder = RunFolder.of(config)
     with (
@@ -59,8 +56,8 @@ def run(config: DictConfig) -> float | None:
         result = folder.write_result(_result(session, report, measured))
         write_figure(folder.path, result)
         tracked.log(result, folder.path)
-    show_run(result, folder.path, brief=folder.in_multirun)
-    return _objective(config, measured)
+    if not folder.in_multirun:
+        show_run(result, folder.path)
 
 
 def _evaluate(session: Session, folder: RunFolder, measured: Measured) -> None:
@@ -148,10 +145,3 @@ def x_proj_product(session: Session) -> str:
     integer = code is not None and code.is_scalar_knee and session.recipe.weights_bits is not None
     return "integer" if integer and session.recipe.x_proj_reads == "codes" else "decoded"
 
-
-def _objective(config: DictConfig, measured: Measured) -> float | None:
-    if config.objective is None:
-        return None
-    if config.objective not in measured.metrics:
-        raise ConfigError("objective", config.objective, "one of " + ", ".join(measured.metrics))
-    return measured.metrics[config.objective].value
