@@ -99,7 +99,6 @@ def run_all(
     jobs: Sequence[Job],
     slots: Sequence[Slot],
     show: Callable[[str, str, str], None] | None = None,
-    ended: Callable[[End], None] | None = None,
 ) -> list[End]:
     """Run every job in a process of its own, as many at a time as there are slots.
 
@@ -110,13 +109,12 @@ def run_all(
         jobs: In the order in which they start.
         slots: At least one.
         show: Called with slot, job and line for every line of output.
-        ended: Called at the end of each job.
 
     Returns:
         How each job ended, in the order of ``jobs``.
 
     Raises:
-        KeyboardInterrupt: After every process has ended, and ``ended`` was called for those that ran.
+        KeyboardInterrupt: After every process has ended and its ``status.json`` says so.
     """
     waiting, free = deque(enumerate(jobs)), deque(slots)
     running: list[_Running] = []
@@ -127,8 +125,6 @@ def run_all(
         free.append(child.slot)
         _show(child, show, to_the_end=True)
         ends[child.number] = _end(child, interrupted)
-        if ended is not None:
-            ended(ends[child.number])
 
     try:
         while waiting or running:

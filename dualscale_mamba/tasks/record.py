@@ -69,8 +69,10 @@ class RunFolder:
             hydra = HydraConfig.get()
             overrides = list(hydra.overrides.task)
             choices = {k: v for k, v in hydra.runtime.choices.items() if not str(k).startswith("hydra")}
-            in_multirun = hydra.mode == RunMode.MULTIRUN
-            number = int(OmegaConf.select(cast("Container", hydra), "job.num", throw_on_missing=False) or 0)
+            place = OmegaConf.select(cast("Container", hydra), "job.num", throw_on_missing=False)
+            # A launcher that runs each job as a single run of its own gives it its number.
+            in_multirun = hydra.mode == RunMode.MULTIRUN or place is not None
+            number = int(place or 0)
         path = Path(config.paths.run).absolute()
         identity = {
             "id": path.name if path.parent.name == JOBS else None,

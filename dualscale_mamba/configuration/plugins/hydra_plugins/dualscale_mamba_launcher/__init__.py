@@ -84,7 +84,7 @@ class ProcessLauncher(Launcher):
         ]
         # On a terminal the lines of several jobs would bury what the study says of itself.
         show = None if sys.stdout.isatty() else _show
-        ends = run_all(jobs, self.slots, show, _tell)
+        ends = run_all(jobs, self.slots, show)
         return [_returned(config, end) for config, end in zip(configs, ends, strict=True)]
 
     def _config(self, overrides: list[str], number: int) -> DictConfig:
@@ -130,6 +130,7 @@ def slots(gpus: Sequence[int | str] | None, per_gpu: int, processes: int | None)
             raise ConfigError(f"hydra.launcher.{key}", value, "a whole number above 0")
     # Without buffers, so that the last lines before a kill are in the job's output.
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment.pop("HYDRA_FULL_ERROR", None)  # set by our own start; a job's mistake is one sentence
     if processes is not None:
         return [Slot(f"slot{number}", environment) for number in range(processes)]
     names = visible_gpus() if gpus is None else chosen_gpus(gpus, os.environ.get(VISIBLE))
@@ -185,21 +186,6 @@ def _named(visible: str | None, count: int) -> list[str]:
 def _show(slot: str, job: str, line: str) -> None:
     sys.stdout.write(f"[{slot} {job}] {line}\n")
     sys.stdout.flush()
-
-
-def _tell(end: End) -> None:
-    """One line at a job's end: red, with the reason and where more is, if it failed."""
-    from rich.console import Console
-
-    from dualscale_mamba.study.processes import OUTPUT
-
-    head = f"[{end.slot} {end.job.name}]"
-    text = f"failed: {end.error} (more in {end.job.folder / OUTPUT})" if end.error else "done"
-    if not end.interrupted:
-        console = Console(stderr=bool(end.error), soft_wrap=True, highlight=False)
-        console.print(
-            f"{head} {text}, {end.seconds:.0f} s", style="bold red" if end.error else None, markup=False
-        )
 
 
 def _returned(config: DictConfig, end: End) -> JobReturn:
