@@ -25,8 +25,8 @@ ROOT = CONF.parent
 LISTS = ("evaluation", "profiling")
 SWEEPS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
 FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml") if path.parent.name != "hydra")
-# What a machine may lack: third-party data, local checkpoints.
-NEEDS = ("data.root=None", "paths.checkpoints=None", "model.source=")
+# What a machine may lack: third-party data, local checkpoints, the packages of other trackers.
+NEEDS = ("data.root=None", "paths.checkpoints=None", "model.source=", "dualscale_mamba[trackers]")
 SECONDS_OF_CPU = 2.0
 
 

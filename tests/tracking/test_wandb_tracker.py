@@ -9,33 +9,16 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from tracked import RESULT, settings
 
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.tracking.json import JsonTracker
 from dualscale_mamba.tracking.wandb import WandbTracker
 
-RESULT: dict[str, Any] = {
-    "metrics": {"perplexity/x/nll": {"value": 3.5, "unit": "nats/token", "better": "lower"}},
-    "sites": [{"name": "layers.0.mixer.ssm_input", "format": "dual", "sqnr_db": 40.0}],
-    "site_summary": {"ssm_input/threshold": 1.5},
-    "environment": {},
-    "hashes": {},
-    "fairness": {},
-    "seconds": {},
-}
-
 
 @pytest.fixture
 def config() -> DictConfig:
-    made = {
-        "name": "run",
-        "group": "study",
-        "arm": "treatment",
-        "tags": ["smoke"],
-        "precision": {"name": "w8a8"},
-        "task": {"_target_": "dualscale_mamba.tasks.ptq.run"},
-    }
-    return OmegaConf.create(made)
+    return OmegaConf.create(settings())
 
 
 def logs(folder: Path) -> list[Path]:
