@@ -36,7 +36,7 @@ def settings() -> dict[str, Any]:
         "model": {"name": "tiny"},
         "calibration": {"samples": 2},
         "task": {"_target_": "dualscale_mamba.tasks.ptq.run"},
-        "tracker": {"project": "demo", "entity": None},
+        "tracker": {"project": "demo", "entity": None, "timeout": 2},
     }
 
 
