@@ -46,12 +46,20 @@ class Job:
         status: Content of its ``status.json``.
         result: Content of its ``result.json``, or None if it has none.
         label: What tells it from the others of its study.
+        id: Content hash, or the folder's name.
+        state: One of ``study.folder.STATES``.
     """
 
     folder: Path
     status: dict[str, Any]
     result: dict[str, Any] | None = None
     label: str = ""
+    id: str = ""
+    state: str = ""
+
+    def __post_init__(self) -> None:
+        self.id = self.id or str(self.status.get("id") or self.folder.name)
+        self.state = self.state or str(self.status.get("state") or "waiting")
 
     @property
     def number(self) -> int:
@@ -71,7 +79,7 @@ class Job:
     @property
     def is_done(self) -> bool:
         """Whether it ended well and left a result."""
-        return self.status.get("state") == "done" and self.result is not None
+        return self.state == "done" and self.result is not None
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -1,0 +1,104 @@
+"""What two arms have measured in common: runs paired by seed, items paired by id."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualscale_mamba.report.arms import Variant
+from dualscale_mamba.report.collect import Job
+from dualscale_mamba.report.items import Column, columns, halves
+
+# Tasks whose endings differ in length are counted by acc_norm, as the published tables do; the others by acc.
+BY_LENGTH = ("hellaswag", "arc_challenge")
+ACCURACY = re.compile(r"([^/]+)/(acc|acc_norm)")
+# What decides where there is no task.
+DECIDING = (r"divergence/(.+)/kl", r"perplexity/(.+)/perplexity")
+CHOOSING, TESTING = 0, 1
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of two arms, paired by seed.
+
+    Attributes:
+        reference: Of the reference, one a seed.
+        candidate: Of the candidate, in the same order.
+        half: Which half of the items to look at, or None for all.
+    """
+
+    reference: tuple[Job, ...]
+    candidate: tuple[Job, ...]
+    half: int | None = None
+
+    @classmethod
+    def of(cls, reference: Variant, candidate: Variant, half: int | None = None) -> Runs:
+        """Pair the runs of two variants: by the seeds that both have, else the first run of each."""
+        both = [seed for seed in reference.runs if seed in candidate.runs]
+        if not both:
+            return cls((reference.first,), (candidate.first,), half)
+        return cls(tuple(reference.runs[s] for s in both), tuple(candidate.runs[s] for s in both), half)
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """All runs."""
+        return self.reference + self.candidate
+
+
+def measured(runs: Sequence[Job]) -> dict[str, list[Column]]:
+    """The metrics with items that all of ``runs`` have, a column a run."""
+    found = [columns(run) for run in runs]
+    return {name: [own[name] for own in found] for name in found[0] if all(name in own for own in found)}
+
+
+def accuracies(names: Sequence[str]) -> list[str]:
+    """For each task the metric that counts its right answers."""
+    tasks: dict[str, str] = {}
+    for name in names:
+        match = ACCURACY.fullmatch(name)
+        if match and (match[1] not in tasks or (match[2] == "acc_norm") == (match[1] in BY_LENGTH)):
+            tasks[match[1]] = name
+    return list(tasks.values())
+
+
+def primary(names: Sequence[str]) -> list[str]:
+    """What decides: accuracy over the tasks if there are any, else divergence, else perplexity."""
+    windows = (name for pattern in DECIDING for name in names if re.fullmatch(pattern, name))
+    return accuracies(names) or list(windows)[:1]
+
+
+def mismatches(runs: Runs) -> list[str]:
+    """Why metrics that both arms have cannot be compared."""
+    found: dict[str, str] = {}
+    for name, own in measured(runs.jobs).items():
+        counts = sorted({len(column.values) for column in own})
+        if any(column.ids != own[0].ids for column in own):
+            told = (
+                f"{counts[0]} against {counts[-1]}" if len(counts) > 1 else f"{counts[0]}, but not the same"
+            )
+            found.setdefault(name.rpartition("/")[0], f"items of {name.rpartition('/')[0]} differ ({told})")
+        elif counts[0] < 2:
+            found.setdefault(name.rpartition("/")[0], f"{name.rpartition('/')[0]} has a single item")
+    return list(found.values())
+
+
+def score(variant: Variant, names: Sequence[str]) -> float:
+    """Of a variant on the half of the items that settings are chosen on: higher is better, -inf without the items."""
+    totals = []
+    for run in variant.runs.values():
+        own = columns(run)
+        if not all(name in own for name in names):
+            return -math.inf
+        sign = 1.0 if ACCURACY.fullmatch(names[0]) else -1.0
+        totals.append(sign * float(np.mean([values_of(own[name], CHOOSING).mean() for name in names])))
+    return float(np.mean(totals))
+
+
+def values_of(column: Column, half: int | None) -> NDArray[np.float64]:
+    """(items,) of all items or of one half."""
+    return column.values if half is None else column.values[halves(len(column.values))[half]]

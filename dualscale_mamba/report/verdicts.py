@@ -1,0 +1,147 @@
+"""What a study says: each arm against the reference, beyond the noise or not, and what else was not equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dualscale_mamba.report.arms import UNQUANTIZED, Setting, Variant, settings
+from dualscale_mamba.report.collect import Job
+from dualscale_mamba.report.costs import LATENCY, costs
+from dualscale_mamba.report.effects import Effect, effects
+from dualscale_mamba.report.fairness import Light, lights
+from dualscale_mamba.report.items import columns, interval
+from dualscale_mamba.report.pairs import TESTING, Runs, measured, mismatches, primary, score
+from dualscale_mamba.report.sentences import sentence, told
+from dualscale_mamba.statistics import SIGNIFICANT, compare, compare_outcomes, holm
+
+__all__ = ["Effect", "Light", "Verdict", "interval", "lights", "stands_out", "verdicts", "warnings"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One arm against the reference.
+
+    Attributes:
+        setting: In which they are compared; empty for the only one.
+        reference: A run of the reference.
+        candidate: A run of the other arm.
+        effects: The deciding one first.
+        lights: What must be equal, and whether it is.
+        sentence: All of it for people.
+    """
+
+    setting: str
+    reference: Job
+    candidate: Job
+    effects: tuple[Effect, ...]
+    lights: tuple[Light, ...]
+    sentence: str
+
+
+def verdicts(jobs: Sequence[Job], reference: str | None = None) -> list[Verdict]:
+    """Compare every arm with the reference of its setting.
+
+    An arm with several settings of its own (percentile, split of the codes) stands for the best of them, chosen on one
+    half of the items and compared on the other: the least of several noisy numbers, on the items that made it the
+    least, is too low (Cawley and Talbot, "On Over-fitting in Model Selection", JMLR 11, 2010).
+
+    Args:
+        jobs: Of a study.
+        reference: See :func:`~dualscale_mamba.report.arms.settings`.
+
+    Raises:
+        ConfigError: No finished run is what ``reference`` names.
+    """
+    return [
+        _verdict(setting, candidate)
+        for setting in settings(jobs, reference)
+        for candidate in setting.candidates
+    ]
+
+
+def _verdict(setting: Setting, candidates: Sequence[Variant]) -> Verdict:
+    reference, candidate, half = _chosen(setting.reference, candidates)
+    runs = Runs.of(reference, candidate, half)
+    found = (*effects(runs), *costs(runs))
+    text = sentence(
+        setting.name,
+        (reference.name, candidate.name),
+        found,
+        mismatches(runs),
+        halved=half is not None,
+        seeds=len(runs.reference),
+    )
+    return Verdict(setting.name, runs.reference[0], runs.candidate[0], found, lights(runs.jobs), text)
+
+
+def _chosen(first: Sequence[Variant], second: Sequence[Variant]) -> tuple[Variant, Variant, int | None]:
+    """The variant of each arm that the choosing half prefers, and the half to compare them on."""
+    if len(first) == len(second) == 1:
+        return first[0], second[0], None
+    runs = [run for variant in (*first, *second) for run in variant.runs.values()]
+    names = primary(list(measured([run for run in runs if columns(run)] or runs)))
+    if not names:
+        return first[0], second[0], None
+    best = [max(variants, key=lambda variant: score(variant, names)) for variants in (first, second)]
+    return best[0], best[1], TESTING
+
+
+def warnings(jobs: Sequence[Job]) -> list[str]:
+    """Quantized arms that are better than the unquantized model by more than the noise, which hints at a mistake.
+
+    The p values of all comparisons are corrected together (Holm), so that a large study does not cry wolf.
+    """
+    found: list[tuple[str, Effect]] = []
+    for setting in settings(jobs):
+        arms = [*setting.reference, *(variant for arm in setting.candidates for variant in arm)]
+        for unquantized in setting.unquantized[:1]:
+            for variant in arms:
+                listed = effects(Runs.of(unquantized, variant))
+                found += [
+                    (variant.name, effect)
+                    for effect in listed
+                    if not effect.metric.endswith(("/kl", "/top1_agreement"))
+                ]
+    adjusted = holm([effect.p_value or 0.0 for _, effect in found])
+    return [
+        f"{name} is better than {UNQUANTIZED}: {told(replace(effect, significant=True))}: is the evaluation right?"
+        for (name, effect), p_value in zip(found, adjusted, strict=True)
+        if p_value < SIGNIFICANT and effect.significant and _is_better(effect)
+    ]
+
+
+def _is_better(effect: Effect) -> bool:
+    return effect.difference < 0 if effect.better == "lower" else effect.difference > 0
+
+
+def stands_out(jobs: Sequence[Job], metric: str) -> Job | None:
+    """The run whose value is best beyond the noise against the runner-up, or None.
+
+    Testing the best against the second best on the same items needs no correction for having picked them: the nearer
+    two of several equal arms are, the less they differ (Gutmann and Maymin, "Is the selected population the best?",
+    Annals of Statistics 15, 1987). Metrics without items: sizes and bits are exact, times must lie apart from p10 to
+    p90, for all others None. The unquantized model is not ranked where there are others.
+    """
+    known = [job for job in jobs if job.is_done and metric in job.metrics]
+    known = [job for job in known if job.scale_mode != UNQUANTIZED] or known
+    better = {(job.result or {})["metrics"][metric].get("better") for job in known}
+    if len(known) < 2 or better not in ({"lower"}, {"higher"}):
+        return None
+    first, second = sorted(known, key=lambda job: job.metrics[metric], reverse=better == {"higher"})[:2]
+    return first if _are_apart(first, second, metric) else None
+
+
+def _are_apart(first: Job, second: Job, metric: str) -> bool:
+    if metric.startswith("memory/"):
+        return first.metrics[metric] != second.metrics[metric]
+    if LATENCY.fullmatch(metric) or metric.startswith("latency/"):
+        stem = metric.rpartition("/")[0]
+        ends = (first.metrics.get(f"{stem}/p90"), second.metrics.get(f"{stem}/p10"))
+        return ends[0] is not None and ends[1] is not None and ends[0] < ends[1]
+    own, other = columns(first).get(metric), columns(second).get(metric)
+    if own is None or other is None or own.ids != other.ids or len(own.values) < 2:
+        return False
+    if own.is_outcome and other.is_outcome:
+        return compare_outcomes(own.values, other.values).is_significant
+    return compare([own.values - other.values]).is_significant
