@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -122,7 +122,7 @@ class RunFolder:
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             tail = traceback.format_exception(error)[-TRACEBACK_LINES:]
-            line = f"{type(error).__name__}: {error}".splitlines()[0][:LINE_LENGTH]
+            line = f"{type(error).__name__}: {error}".rstrip(": ").splitlines()[0][:LINE_LENGTH]
             self._status(state, error=line, traceback="".join(tail))
             if state == "failed" and self.is_job and self.stops_others:
                 self._sign.touch()
@@ -135,9 +135,7 @@ class RunFolder:
     def _begin(self) -> None:
         before = read_json(self.path / STATUS) or {}
         if self.is_job:
-            for pattern in PARTIAL:
-                for path in self.path.glob(pattern):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self._clear()
         self._state = {
             "began": time.time(),
             "host": platform.node(),
@@ -146,13 +144,23 @@ class RunFolder:
         }
         self._status("running", stage="begin")
 
+    def _clear(self) -> None:
+        """Remove what is worth nothing without a result."""
+        for pattern in PARTIAL:
+            for path in self.path.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
     def _status(self, state: str, **more: Any) -> None:
         seconds = round(time.time() - self._state["began"], 3)
+        content = {**self.identity, **self._state, "state": state, "seconds": seconds, **more}
         try:
-            content = {**self.identity, **self._state, "state": state, "seconds": seconds, **more}
             write_json(self.path / STATUS, content)
         except OSError as error:  # a full disk: what the run itself raises is the message that counts
             logger.error("%s cannot be written (%s)", self.path / STATUS, error)
+            if state == "failed":  # make room to say so
+                self._clear()
+                with suppress(OSError):
+                    write_json(self.path / STATUS, content)
 
     def write_result(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``result.json``, the source of truth, and return it as it can be read back."""
