@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -21,7 +22,7 @@ def run(config: DictConfig) -> None:
 
 def exhaust_memory() -> None:
     """Ask for what the system will not give, as a job does whose model is too large."""
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, hard))
     try:

@@ -21,9 +21,9 @@ GRID = (
 KILLS = 3
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path, command: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        line(*GRID), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
 
 
@@ -41,7 +41,7 @@ def test_killed_study_ends_with_the_results_of_one_that_was_not(tmp_path: Path) 
     chance = random.Random(0)
     in_flight = 0
     for _ in range(KILLS):
-        process = start(killed)
+        process = start(killed, line(*GRID))
         before = done(killed)
         wanted = min(before + chance.randint(1, 6), 23)
         while done(killed) < wanted and process.poll() is None:
@@ -96,10 +96,7 @@ def test_longer_line_in_the_same_folder_runs_what_is_new(study: tuple[Path, Path
 
 def test_two_lines_at_once_share_their_jobs(tmp_path: Path) -> None:
     arguments = line("-m", *SMALL, "seed=0,1,2,3", f"hydra.sweep.dir={tmp_path / 'shared'}")
-    both = [
-        subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for _ in range(2)
-    ]  # fmt: skip
+    both = [start(tmp_path, arguments) for _ in range(2)]
     assert [process.wait(300) for process in both] == [0, 0]
     found = statuses(tmp_path / "shared")
     assert len(found) == 4
