@@ -40,7 +40,7 @@ KEYS = {
     "precision": "name weights activations linear_input_scale rotate x_proj_reads",
     "precision.weights": "bits",
     "precision.activations": "bits sites observer overrides",
-    "calibration": "source samples length batch_size cache",
+    "calibration": "source samples length batch_size seed cache",
 }
 POSITIVE = (
     "calibration.samples",
@@ -53,7 +53,7 @@ POSITIVE = (
     "profiling.*.batch_sizes",
     "profiling.*.prompt_lengths",
 )
-NOT_NEGATIVE = ("seed", "evaluation_cache_gib", "task.temperature", "profiling.*.warmup")
+NOT_NEGATIVE = ("seed", "calibration.seed", "evaluation_cache_gib", "task.temperature", "profiling.*.warmup")
 PERCENTILES = (
     "observer.percentile",
     "observer.percentiles",

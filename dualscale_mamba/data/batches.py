@@ -29,12 +29,19 @@ class Encoder(Protocol):
 
 
 def token_batches(
-    tokenizer: Encoder, docs: Sequence[str], *, samples: int | None, length: int, batch_size: int
+    tokenizer: Encoder,
+    docs: Sequence[str],
+    *,
+    samples: int | None,
+    length: int,
+    batch_size: int,
+    seed: int = 0,
 ) -> list[Tensor]:
     """Windows of ``length + 1`` tokens: the first ``length`` are inputs, the last ``length`` are targets.
 
     Documents are joined by one end-of-text token and cut into windows that do not overlap. When there are
-    more windows than ``samples``, the ones kept are spread evenly over the whole stream.
+    more windows than ``samples``, the ones kept are spread evenly over the whole stream, or drawn from it by a seed:
+    how much a result depends on the sample is seen by drawing several.
 
     Args:
         tokenizer: Encodes text; its ``eos_id`` goes between documents.
@@ -42,6 +49,7 @@ def token_batches(
         samples: How many windows; None takes them all.
         length: Predictions per window.
         batch_size: Windows per batch; the last batch may be smaller.
+        seed: 0 spreads the windows evenly; another number draws them without replacement, in the stream's order.
 
     Returns:
         int64 tensors on the CPU, each (batch_size or fewer, length + 1).
@@ -60,6 +68,9 @@ def token_batches(
         raise ConfigError("samples", samples, limit, "Choose fewer or shorter samples, or a longer source.")
     windows = stream[: available * (length + 1)].view(available, length + 1)
     chosen = torch.arange(wanted) * available // wanted
+    if seed:
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(available, generator=generator)[:wanted].sort().values
     return list(torch.split(windows[chosen], batch_size))
 
 

@@ -159,14 +159,14 @@ def table(watch: Watch, rows: int | None = None) -> RenderableType:
     made = Table(box=SIMPLE_HEAD, pad_edge=False)
     with_arms = any(job.entry.arm for job in watch.jobs)
     for head in ("id", *(["arm"] if with_arms else []), "job", "state", "time", "result"):
-        made.add_column(head, no_wrap=head != "result", justify="right" if head == "time" else "left")
+        made.add_column(head, no_wrap=True, justify="right" if head == "time" else "left")
     for job in _fitting(watch.jobs, rows):
         doing = f"{job.state}: {job.status.get('stage', '')}" if job.state == "running" else job.state
         result = job.headline or (_error(job) if job.state in ("failed", "killed") else "")
         cells: list[RenderableType] = [Text(job.entry.id[:8], style="dim")]
         cells += [job.entry.arm or ""] if with_arms else []
         cells += [job.label, Text(doing, style=STYLES[job.state])]
-        cells += [clock(job.seconds) if job.state != "waiting" else "", Text(result, overflow="ellipsis")]
+        cells += [clock(job.seconds) if job.state != "waiting" else "", Text(result, overflow="ellipsis", no_wrap=True)]
         made.add_row(*cells)
     hidden = len(watch.jobs) - made.row_count
     notes = [Text(f"... and {hidden} more", style="dim")] if hidden else []

@@ -122,7 +122,7 @@ def fairness(session: Session, report: QuantizationReport, measured: Measured) -
         "device": str(session.device),
         "dtype": name_of_dtype(session.model.dtype),
         "residual_dtype": name_of_dtype(session.model.residual_dtype),
-        "calibration": {k: config.calibration[k] for k in ("source", "samples", "length", "batch_size")},
+        "calibration": {k: config.calibration[k] for k in ("source", "samples", "length", "batch_size", "seed")},
         "calibration_tokens": session.hashes.get("calibration_tokens"),
         "evaluation": measured.facts,
         "x_proj_reads": recipe.x_proj_reads,

@@ -79,7 +79,7 @@ class Session:
         """Token ids (batch, length) of the calibration set."""
         settings = self.config.calibration
         docs = documents(settings.source, instantiate.data_root(self.config))
-        sizes = {key: settings[key] for key in ("samples", "length", "batch_size")}
+        sizes = {key: settings[key] for key in ("samples", "length", "batch_size", "seed")}
         try:
             windows = token_batches(self.pretrained.tokenizer, docs, **sizes)
         except ConfigError as error:  # the text is too short for it: say which text and which key

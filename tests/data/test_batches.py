@@ -73,3 +73,22 @@ def test_numbers_below_one_are_refused(key: str) -> None:
     arguments = {"samples": 1, "length": 1, "batch_size": 1, key: 0}
     with pytest.raises(ConfigError, match=f"{key}=0: allowed is at least 1"):
         token_batches(Characters(), numbered(10), **arguments)
+
+
+def test_seed_draws_other_windows_of_the_same_stream() -> None:
+    def drawn(samples: int | None, seed: int) -> torch.Tensor:
+        batches = token_batches(
+            Characters(), numbered(1000), samples=samples, length=16, batch_size=2, seed=seed
+        )
+        return torch.cat(batches)
+
+    first, again, second, spread, everything = (
+        drawn(s, seed) for s, seed in ((5, 1), (5, 1), (5, 2), (5, 0), (None, 0))
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, spread)
+    rows = {tuple(row) for row in first.tolist()}
+    assert len(rows) == 5
+    assert rows <= {tuple(row) for row in everything.tolist()}
+    assert first[:, 0].tolist() == sorted(first[:, 0].tolist())

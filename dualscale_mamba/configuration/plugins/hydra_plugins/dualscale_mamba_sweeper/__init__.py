@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -21,8 +21,10 @@ from dualscale_mamba.configuration import studies
 from dualscale_mamba.configuration.resolvers import TYPED_STUDY
 from dualscale_mamba.configuration.validate import InvalidConfigError, problems
 from dualscale_mamba.progress import bar
-from dualscale_mamba.study.folder import Entry, StudyFolder, line_id
-from dualscale_mamba.study.multirun import Multirun, entry_of, line_of, listed
+
+if TYPE_CHECKING:  # Hydra imports its plugins at every start: what runs a study is imported by a study
+    from dualscale_mamba.study.folder import Entry
+    from dualscale_mamba.study.multirun import Multirun
 
 
 class UnionSweeper(BasicSweeper):
@@ -60,6 +62,8 @@ class UnionSweeper(BasicSweeper):
             InvalidConfigError: Before any job runs, each problem with the jobs that have it.
             StudyFailedError: Some jobs have no result.
         """
+        from dualscale_mamba.study.multirun import listed
+
         parser = OverridesParser.create()
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         jobs = [job for batch in self.split_arguments(overrides, None) for job in batch]
@@ -101,6 +105,8 @@ class UnionSweeper(BasicSweeper):
         Raises:
             InvalidConfigError: Of all jobs together, each problem with the job that has it.
         """
+        from dualscale_mamba.study.multirun import entry_of
+
         assert self.config is not None
         assert self.hydra_context is not None
         found: dict[str, list[str]] = {}
@@ -120,6 +126,9 @@ class UnionSweeper(BasicSweeper):
 
     def multirun(self, entries: Sequence[Entry]) -> Multirun:
         """The line that ``entries`` make, in its folder."""
+        from dualscale_mamba.study.folder import StudyFolder, line_id
+        from dualscale_mamba.study.multirun import Multirun, line_of
+
         assert self.config is not None
         assert self.launcher is not None
         sweep = self.config.hydra.sweep
