@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-STATUS, RESULT, DISTRIBUTION = "status.json", "result.json", "distribution.json"
+from dualscale_mamba.errors import ConfigError
+from dualscale_mamba.study.files import read_json
+from dualscale_mamba.study.folder import RESULT, STATUS, Entry, Line, StudyFolder, state_of
+
+DISTRIBUTION = "distribution.json"
 # Settings that tell jobs apart, in the order in which a label names them.
 LABEL_KEYS = (
     "model",
@@ -28,11 +32,21 @@ LABEL_KEYS = (
     "calibration.source",
     "calibration.samples",
     "seed",
+    "calibration.seed",
 )
 # Keys that a label leaves out: what they stand for is told otherwise.
 UNTOLD = ("arm", "name", "group", "tags", "experiment", "sweeps", "debug")
 # Parts of a label that say enough without their key.
 SPEAKING = ("model", "precision", "scale_mode", "granularity", "observer", "calibration")
+
+# What to say of a job that left no error.
+REASONS = {
+    "waiting": "it has not begun",
+    "running": "it is still running",
+    "killed": "its process ended without a word",
+    "interrupted": "it was interrupted",
+    "done": "its result cannot be read",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +98,21 @@ class Job:
     @property
     def metrics(self) -> dict[str, float]:
         """Numbers by name."""
-        found = (self.result or {}).get("metrics", {})
-        return {name: float(metric["value"]) for name, metric in found.items()}
+        found: dict[str, float] = {}
+        for name, metric in (self.result or {}).get("metrics", {}).items():
+            try:
+                found[name] = float(metric["value"])
+            except (TypeError, ValueError, KeyError):
+                logger.warning("%s: the metric %s cannot be read and is left out", self.folder, name)
+        return found
+
+    @property
+    def error(self) -> str:
+        """Why it has no result, on one line; empty if it has one."""
+        if self.is_done:
+            return ""
+        lines = str(self.status.get("error") or "").splitlines()
+        return lines[0] if lines else REASONS.get(self.state, "it has not ended")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -99,7 +126,7 @@ class Job:
 
     def distribution(self) -> dict[str, Any] | None:
         """Histogram and levels of one SSM input, if the run has saved them."""
-        return _read(self.folder / DISTRIBUTION)
+        return read_json(self.folder / DISTRIBUTION)
 
 
 def _typed(override: str) -> tuple[str, Any]:
@@ -110,32 +137,69 @@ def _typed(override: str) -> tuple[str, Any]:
         return key, text
 
 
-def collect(folder: Path) -> list[Job]:
-    """All runs in ``folder`` or below it, in the order of their numbers, with labels.
+def collect(folder: Path, line: str | None = None, everything: bool = False) -> list[Job]:
+    """The jobs of a study in their order, with labels; files that cannot be read are left out with a warning.
 
     Args:
-        folder: Of one run or of a multirun; files that cannot be read are left out with a warning.
+        folder: Of a multirun: the jobs of one line, also those that have not begun. Of anything else: each run in it
+            or below it.
+        line: First characters of a line's id; by default the line that was typed last.
+        everything: All jobs that are there, whatever line they belong to.
+
+    Raises:
+        ConfigError: There is no such line.
     """
-    jobs = []
-    for path in sorted(folder.rglob(STATUS)):
-        status = _read(path)
-        if status is not None:
-            jobs.append(Job(path.parent, status, _read(path.parent / RESULT)))
-    jobs.sort(key=lambda job: (str(job.folder.parent), job.number, str(job.folder)))
+    study = StudyFolder(folder)
+    chosen = None if everything else _line(study, line)
+    if chosen is not None:
+        jobs = [_job(study.job(entry.id), entry) for entry in chosen.entries]
+    else:
+        root = study.jobs if study.jobs.is_dir() else folder
+        jobs = [_job(path.parent) for path in sorted(root.rglob(STATUS))]
+        jobs = [job for job in jobs if job.status]
+        jobs.sort(key=lambda job: (str(job.folder.parent), job.number, str(job.folder)))
     for job, label in zip(jobs, labels(jobs), strict=True):
         job.label = label
     return jobs
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
+def line_of(folder: Path, line: str | None = None, everything: bool = False) -> Line | None:
+    """The line that :func:`collect` goes by, or None."""
+    return None if everything else _line(StudyFolder(folder), line)
+
+
+def _line(study: StudyFolder, wanted: str | None) -> Line | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        logger.warning("%s cannot be read (%s) and is left out", path, error)
+        return study.line(wanted) if wanted is not None else study.latest()
+    except KeyError as error:
+        if wanted is None:  # a damaged file lacks a key
+            logger.warning(
+                "a line of %s cannot be read: %s is missing; all jobs are taken", study.path, error
+            )
+            return None
+        raise ConfigError("line", wanted, f"the first characters of one line of {study.path}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        logger.warning("a line of %s cannot be read (%s); all jobs are taken", study.path, error)
         return None
-    return found if isinstance(found, dict) else None
+
+
+def _job(folder: Path, entry: Entry | None = None) -> Job:
+    """A job as its files say, with what the line calls it."""
+    status = _with_mappings(read_json(folder / STATUS), ("choices",)) or {}
+    state = state_of(folder)
+    if entry is not None:
+        own = asdict(entry)
+        status = {**status, **own, "overrides": list(entry.overrides)}
+    result = _with_mappings(read_json(folder / RESULT), ("metrics", "config", "fairness", "environment"))
+    return Job(folder, status, result, id=entry.id if entry else "", state=state)
+
+
+def _with_mappings(content: dict[str, Any] | None, keys: Sequence[str]) -> dict[str, Any] | None:
+    """A file's content, with nothing in place of parts that should be mappings and are not."""
+    if content is None:
+        return None
+    wrong = [key for key in keys if key in content and not isinstance(content[key], Mapping)]
+    return {key: value for key, value in content.items() if key not in wrong}
 
 
 def flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -186,30 +250,3 @@ def words(settings: Mapping[str, Any], keys: Sequence[str]) -> Iterator[str]:
             continue
         else:
             yield str(value) if key in SPEAKING else f"{key.rpartition('.')[2]} {shown(value)}"
-
-
-@dataclass
-class Difference:
-    """A fact that should be equal in every arm of a comparison and is not.
-
-    Attributes:
-        key: Dotted name.
-        values: Labels of jobs by value.
-    """
-
-    key: str
-    values: dict[str, list[str]] = field(default_factory=dict)
-
-
-def differences(jobs: Sequence[Job]) -> list[Difference]:
-    """Fairness facts in which finished jobs differ."""
-    found: dict[str, Difference] = {}
-    done = [job for job in jobs if job.result and "fairness" in job.result]
-    facts = [dict(flattened(job.result["fairness"])) for job in done if job.result]
-    for key in dict.fromkeys(key for fact in facts for key in fact):
-        difference = Difference(key)
-        for job, fact in zip(done, facts, strict=True):
-            difference.values.setdefault(str(fact.get(key)), []).append(job.label)
-        if len(difference.values) > 1:
-            found[key] = difference
-    return list(found.values())

@@ -1,161 +1,175 @@
-"""The comparison of a study: one row a job, on the console, as Markdown and as CSV, and a picture."""
+"""The comparison of a study: tables, verdicts and what is not equal, on the console and as files."""
 
 from __future__ import annotations
 
-import csv
+import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from dualscale_mamba.report import tables
-from dualscale_mamba.report.collect import Job, collect, differences
-from dualscale_mamba.report.paired import winners
+from dualscale_mamba.report.collect import Job, collect, line_of
+from dualscale_mamba.report.fairness import BY_DESIGN, DIFFERENT, EQUAL, UNKNOWN, Light, lights
+from dualscale_mamba.report.grid import Grid
+from dualscale_mamba.report.latex import latex
+from dualscale_mamba.report.markdown import commands, markdown
 from dualscale_mamba.report.picture import write_study_figure
-from dualscale_mamba.report.tables import key_metrics, number
+from dualscale_mamba.report.spreadsheet import spreadsheet
+from dualscale_mamba.report.verdicts import verdicts, warnings
+from dualscale_mamba.study.files import write_text
+from dualscale_mamba.study.folder import Line
 
-MARKDOWN, CSV, PICTURE = "comparison.md", "comparison.csv", "comparison.png"
+MARKDOWN, CSV, LATEX, PICTURE = "comparison.md", "comparison.csv", "comparison.tex", "comparison.png"
+PAGE, PAGE_MODULE = "report.html", "dualscale_mamba.report.html.page"
 ERROR_WIDTH = 160
-# Facts in which two arms differ by design: the very thing that is compared.
-BY_DESIGN = ("bits_per_value", "sites")
+VERDICTS_ON_CONSOLE = 12
+NAMED = 4  # jobs that one line names
+STYLES = {
+    "waiting": "dim",
+    "running": "cyan",
+    "interrupted": "yellow",
+    "failed": "red",
+    "killed": "red",
+}
 
 logger = logging.getLogger(__name__)
+Note = tuple[str, str]
 
 
-def write_comparison(folder: Path, console: Console | None = None) -> bool:
-    """Compare all runs below ``folder``: print a table, write ``comparison.md``, ``.csv`` and ``.png`` there.
+def write_comparison(
+    folder: Path,
+    console: Console | None = None,
+    line: str | None = None,
+    everything: bool = False,
+    reference: str | None = None,
+) -> bool:
+    """Compare the runs of ``folder`` from their files: print it, write ``comparison.*`` and ``report.html`` there.
 
     Args:
-        folder: Of a multirun; jobs that failed or never ended are shown with their error.
+        folder: Of a multirun, or any folder with runs below it; jobs without a result are named with the reason.
         console: Where to print.
+        line: First characters of the id of a line that was typed; by default the latest.
+        everything: All jobs of the folder, whatever line they belong to.
+        reference: What the others are compared with; see :func:`~dualscale_mamba.report.arms.settings`.
 
     Returns:
         Whether there was anything to compare.
+
+    Raises:
+        ConfigError: There is no such line, or no finished run is what ``reference`` names.
     """
-    jobs = collect(folder)
+    jobs = collect(folder, line, everything)
     if not jobs:
         return False
-    console = console or tables.console()
-    heads = key_metrics(dict.fromkeys(name for job in jobs for name in job.metrics))
-    console.print()
-    console.print(_console_table(jobs, key_metrics(heads, tables.KINDS_ON_CONSOLE), folder))
-    notes = [*((sentence, "green") for sentence in winners(jobs)), *_notes(jobs)]
-    for note, style in notes:
-        console.print(note, style=style, highlight=False, markup=False)
-    (folder / MARKDOWN).write_text(
-        _markdown(jobs, heads, [note for note, _ in notes], folder), encoding="utf-8"
-    )
-    _write_csv(folder / CSV, jobs)
-    written = [MARKDOWN, CSV]
-    if any(job.is_done for job in jobs):
-        write_study_figure(folder / PICTURE, jobs, title=_title(jobs, folder))
-        written.append(PICTURE)
-    console.print(f"{folder}/{{{','.join(written)}}}", style="dim", highlight=False, soft_wrap=True)
+    chosen = line_of(folder, line, everything)
+    title, grid = _title(jobs, folder, chosen), Grid.of(jobs)
+    said = _said(jobs, grid, reference)
+    fair = list(_fairness(lights(jobs)))
+    notes = [*_missing(jobs), *said, *fair]
+    out = console or tables.console()
+    out.print()
+    out.print(_table(grid, title, grid.on_console(out.width)))
+    hidden = len(said) - VERDICTS_ON_CONSOLE
+    shown = [*_missing(jobs), *said[:VERDICTS_ON_CONSOLE]]
+    shown += [(f"{hidden} more in {MARKDOWN}", "dim")] if hidden > 0 else []
+    for text, style in [*shown, *fair]:
+        out.print(text, style=style, highlight=False, markup=False)
+    texts = [text for text, _ in notes]
+    typed = commands(jobs, chosen)
+    write_text(folder / MARKDOWN, markdown(grid, title, texts, chosen))
+    write_text(folder / CSV, spreadsheet(jobs))
+    write_text(folder / LATEX, latex(grid, title, texts, typed[0] if typed else title))
+    written = [MARKDOWN, CSV, LATEX, *_pictures(folder, jobs, title, chosen)]
+    out.print(f"{folder}/{{{','.join(written)}}}", style="dim", highlight=False, soft_wrap=True)
     return True
 
 
-def _title(jobs: Sequence[Job], folder: Path) -> str:
+def _pictures(folder: Path, jobs: Sequence[Job], title: str, line: Line | None) -> Iterator[str]:
+    """The picture and the page, where something has been measured; what fails must not cost the tables."""
+    if any(job.is_done for job in jobs):
+        try:
+            write_study_figure(folder / PICTURE, jobs, title=title)
+            yield PICTURE
+        except Exception:
+            logger.exception("%s could not be drawn", folder / PICTURE)
+    try:
+        importlib.import_module(PAGE_MODULE).write_page(folder / PAGE, jobs, title, line)
+        yield PAGE
+    except Exception:
+        logger.exception("%s could not be written", folder / PAGE)
+
+
+def _title(jobs: Sequence[Job], folder: Path, line: Line | None) -> str:
     groups = {str(job.status.get("group")) for job in jobs if job.status.get("group")}
-    return groups.pop() if len(groups) == 1 else folder.parent.name
+    if len(groups) == 1:
+        return groups.pop()
+    return line.name if line is not None else folder.parent.name
 
 
-def _best(jobs: Sequence[Job], name: str) -> float | None:
-    """The best value of a metric, where one direction is better and the values differ."""
-    metrics = [
-        job.result["metrics"][name]
-        for job in jobs
-        if job.is_done and job.result and name in job.result["metrics"]
-    ]
-    better = {metric["better"] for metric in metrics}
-    values = {metric["value"] for metric in metrics}
-    if len(values) < 2 or not better <= {"lower", "higher"} or len(better) != 1:
-        return None
-    return float(min(values) if better == {"lower"} else max(values))
-
-
-def _console_table(jobs: Sequence[Job], heads: dict[str, str], folder: Path) -> Table:
-    table = Table(title=_title(jobs, folder), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    if any(job.arm for job in jobs):
+def _table(grid: Grid, title: str, names: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    if grid.has_arms:
         table.add_column("arm")
     table.add_column("job", no_wrap=True)
-    for head in heads.values():
-        table.add_column(head, justify="right")
-    best = {name: _best(jobs, name) for name in heads}
-    for job in jobs:
-        style = None if job.is_done else "red"
-        cells = [job.arm] if any(other.arm for other in jobs) else []
-        cells.append(job.label if job.is_done else f"{job.label}: {job.status.get('state')}")
-        for name in heads:
-            value = job.metrics.get(name)
-            shown = number(value, name)
-            cells.append(f"[bold green]{shown}[/]" if value is not None and value == best[name] else shown)
-        table.add_row(*cells, style=style)
+    for name in names:
+        table.add_column(grid.title(name), justify="right", no_wrap=True)
+    for job in grid.jobs:
+        cells = [job.arm] if grid.has_arms else []
+        cells.append(grid.row_name(job))
+        for name in names:
+            text = grid.cell(job, name)
+            cells.append(f"[bold green]{text}[/]" if grid.is_bold(job, name) else text)
+        table.add_row(*cells, style=None if job.is_done else STYLES.get(job.state, "red"))
     return table
 
 
-def _notes(jobs: Sequence[Job]) -> list[tuple[str, str]]:
-    """Lines under the table and their styles: failures, then what is not equal between the arms."""
-    notes = []
+def _missing(jobs: Sequence[Job]) -> Iterator[Note]:
+    """The jobs without a result, those of one fate together."""
+    fates: dict[tuple[str, str], list[Job]] = {}
     for job in jobs:
         if not job.is_done:
-            error = str(job.status.get("error") or "it has not ended").splitlines()[0][:ERROR_WIDTH]
-            notes.append((f"{job.status.get('state')}: {job.folder.name}: {error}", "red"))
-    failed = sum(not job.is_done for job in jobs)
-    if failed:
-        notes.append((f"{failed} of {len(jobs)} jobs have no result", "bold red"))
-    unequal = [d for d in differences(jobs) if d.key not in BY_DESIGN]
-    for difference in unequal:
-        parts = (f"{value} ({len(names)} jobs)" for value, names in difference.values.items())
-        notes.append((f"not equal between jobs: {difference.key}: " + " / ".join(parts), "yellow"))
-    if not unequal and sum(job.is_done for job in jobs) > 1:
-        notes.append(
-            (
-                "equal in all jobs: kernels, weights, calibration and evaluation tokens, batch sizes, order",
-                "dim",
-            )
-        )
-    return notes
+            fates.setdefault((job.state, job.error[:ERROR_WIDTH]), []).append(job)
+    for (state, error), own in fates.items():
+        yield f"{state}: {_named([job.label for job in own])}: {error}", STYLES.get(state, "red")
+    missing = sum(map(len, fates.values()))
+    if missing:
+        yield f"{missing} of {len(jobs)} jobs have no result", "bold red"
 
 
-def _markdown(jobs: Sequence[Job], heads: dict[str, str], notes: Sequence[str], folder: Path) -> str:
-    rows = [["arm", "job", *heads.values()], ["---", "---", *("---:" for _ in heads)]]
-    for job in jobs:
-        label = job.label if job.is_done else f"{job.label}: {job.status.get('state')}"
-        rows.append([job.arm, label, *(number(job.metrics.get(name), name) for name in heads)])
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-    lines = [f"# {_title(jobs, folder)}", "", table, "", *(f"- {note}" for note in notes), ""]
-    lines += [f"Reproduce: `{command}`" for command in _commands(jobs)]
-    machine = next((job.result["environment"] for job in jobs if job.result), None)
-    if machine:
-        sha = (machine["git"]["sha"] or "unknown")[:10] + (" (changed)" if machine["git"]["dirty"] else "")
-        lines += [
-            "",
-            f"Measured with torch {machine['torch']} on {machine['gpu'] or machine['cpu']}, commit {sha}.",
-        ]
-    return "\n".join(lines) + "\n"
+def _said(jobs: Sequence[Job], grid: Grid, reference: str | None) -> list[Note]:
+    """Warnings, then verdicts, then why nothing is bold."""
+    said = [(f"warning: {text}", "yellow") for text in warnings(jobs)]
+    for verdict in verdicts(jobs, reference):
+        first = next((effect for effect in verdict.effects if effect.p_value is not None), None)
+        said.append((verdict.sentence, "green" if first is not None and first.significant else "default"))
+    if sum(job.is_done for job in jobs) > 1 and not grid.bold:
+        said.append(("no value is bold: none is better than the next by more than the noise", "dim"))
+    return said
 
 
-def _commands(jobs: Sequence[Job]) -> list[str]:
-    found = (" ".join(job.result["environment"]["command"]) for job in jobs if job.result)
-    return list(dict.fromkeys(f"python {command}" for command in found))
+def _fairness(found: Sequence[Light]) -> Iterator[Note]:
+    """One line for each thing that is not equal, one for all that is not known, one for all the rest."""
+    for light in found:
+        if light.state in (DIFFERENT, BY_DESIGN):
+            values: dict[str, list[str]] = {}
+            for label, value in light.values.items():
+                values.setdefault(value, []).append(label)
+            parts = [f"{value} ({_named(labels)})" for value, labels in values.items()]
+            by_design = light.state == BY_DESIGN
+            told = "different by design" if by_design else "not equal between jobs"
+            yield f"{told}: {light.name}: " + " / ".join(parts), "dim" if by_design else "yellow"
+    unknown = [light.name for light in found if light.state == UNKNOWN]
+    if unknown and found[0].values:
+        yield "not recorded by every job: " + ", ".join(unknown), "yellow"
+    equal = [light.name for light in found if light.state == EQUAL]
+    if equal and len(found[0].values) > 1:
+        yield "equal in all jobs: " + ", ".join(equal), "dim"
 
 
-def _write_csv(path: Path, jobs: Sequence[Job]) -> None:
-    """Every metric of every job and the settings in which jobs differ; empty where a job has none."""
-    metrics = list(dict.fromkeys(name for job in jobs for name in job.metrics))
-    settings = [job.settings for job in jobs]
-    keys = [
-        key for key in dict.fromkeys(k for s in settings for k in s) if not key.startswith(("paths.", "name"))
-    ]
-    differing = [key for key in keys if len({str(s[key]) for s in settings if key in s}) > 1]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["number", "arm", "job", "state", "folder", *differing, *metrics, "error"])
-        for job, own in zip(jobs, settings, strict=True):
-            facts: list[Any] = [job.number, job.arm, job.label, job.status.get("state"), job.folder.name]
-            values = [own.get(key) for key in differing] + [job.metrics.get(name) for name in metrics]
-            writer.writerow([*facts, *values, str(job.status.get("error") or "")])
+def _named(labels: Sequence[str]) -> str:
+    more = len(labels) - NAMED
+    return ", ".join(labels[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dualscale_mamba.report.items import Column
-from dualscale_mamba.report.pairs import Runs, accuracies, measured, values_of
+from dualscale_mamba.report.items import OVER_TASKS, Column, accuracies
+from dualscale_mamba.report.pairs import Runs, measured, values_of
 from dualscale_mamba.report.tables import key_metrics
 from dualscale_mamba.statistics import SIGNIFICANT, Paired, compare, compare_outcomes, holm, ratio_interval
 
 Values = NDArray[np.float64]
-OVER_TASKS = "accuracy over"
 # Means over windows, the most telling first, and the unit of a difference.
 OVER_WINDOWS = (
     (r"divergence/(.+)/kl", "nats/token", "lower"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualscale_mamba.data.text import label
-from dualscale_mamba.statistics import mean_intervals, share_interval
+from dualscale_mamba.statistics import average_interval, mean_intervals, share_interval
 
 if TYPE_CHECKING:
     from dualscale_mamba.report.collect import Job
@@ -24,6 +25,10 @@ PREFIX, SUFFIX = "items_", ".jsonl"
 # Fields of a document's row that are no metric.
 NO_METRIC = ("task", "doc_id", "doc_hash", "target", "responses")
 FILES_KEPT = 4096
+# Tasks whose endings differ in length are counted by acc_norm, as the published tables do; the others by acc.
+BY_LENGTH = ("hellaswag", "arc_challenge")
+ACCURACY = re.compile(r"([^/]+)/(acc|acc_norm)")
+OVER_TASKS = "accuracy over"
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +75,24 @@ def columns(job: Job) -> dict[str, Column]:
     return found
 
 
+def accuracies(names: Sequence[str]) -> list[str]:
+    """For each task the metric that counts its right answers."""
+    tasks: dict[str, str] = {}
+    for name in names:
+        match = ACCURACY.fullmatch(name)
+        if match and (match[1] not in tasks or (match[2] == "acc_norm") == (match[1] in BY_LENGTH)):
+            tasks[match[1]] = name
+    return list(tasks.values())
+
+
+def columns_of(job: Job, metric: str) -> list[Column]:
+    """The items of one metric of a run, or of all its tasks where ``metric`` is their average; else nothing."""
+    own = columns(job)
+    if metric.startswith(OVER_TASKS):
+        return [own[name] for name in accuracies(list(own))]
+    return [own[metric]] if metric in own else []
+
+
 def interval(job: Job, metric: str) -> tuple[float, float] | None:
     """95 % interval of one run's own metric, in the metric's unit; None where it has no items.
 
@@ -77,6 +100,9 @@ def interval(job: Job, metric: str) -> tuple[float, float] | None:
     for shares of right answers. It says how far the number would move on other items; whether two runs differ is
     for :func:`~dualscale_mamba.report.verdicts.verdicts`, which pairs the items and sees much more.
     """
+    if metric.startswith(OVER_TASKS):
+        own = columns_of(job, metric)
+        return average_interval([column.values for column in own]) if own else None
     return next((found[metric] for source in _sources(job) if metric in (found := _intervals(source))), None)
 
 

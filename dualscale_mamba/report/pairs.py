@@ -12,11 +12,8 @@ from numpy.typing import NDArray
 
 from dualscale_mamba.report.arms import Variant
 from dualscale_mamba.report.collect import Job
-from dualscale_mamba.report.items import Column, columns, halves
+from dualscale_mamba.report.items import ACCURACY, Column, accuracies, columns, halves
 
-# Tasks whose endings differ in length are counted by acc_norm, as the published tables do; the others by acc.
-BY_LENGTH = ("hellaswag", "arc_challenge")
-ACCURACY = re.compile(r"([^/]+)/(acc|acc_norm)")
 # What decides where there is no task.
 DECIDING = (r"divergence/(.+)/kl", r"perplexity/(.+)/perplexity")
 CHOOSING, TESTING = 0, 1
@@ -54,16 +51,6 @@ def measured(runs: Sequence[Job]) -> dict[str, list[Column]]:
     """The metrics with items that all of ``runs`` have, a column a run."""
     found = [columns(run) for run in runs]
     return {name: [own[name] for own in found] for name in found[0] if all(name in own for own in found)}
-
-
-def accuracies(names: Sequence[str]) -> list[str]:
-    """For each task the metric that counts its right answers."""
-    tasks: dict[str, str] = {}
-    for name in names:
-        match = ACCURACY.fullmatch(name)
-        if match and (match[1] not in tasks or (match[2] == "acc_norm") == (match[1] in BY_LENGTH)):
-            tasks[match[1]] = name
-    return list(tasks.values())
 
 
 def primary(names: Sequence[str]) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dualscale_mamba.report.costs import EXACT, SPREAD
-from dualscale_mamba.report.effects import OVER_TASKS, Effect
+from dualscale_mamba.report.effects import Effect
+from dualscale_mamba.report.items import OVER_TASKS
 
 LEAST_P = 1e-4
 MEGABYTE = 1e6

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from dualscale_mamba.report.arms import UNQUANTIZED, Setting, Variant, settings
 from dualscale_mamba.report.collect import Job
 from dualscale_mamba.report.costs import LATENCY, costs
 from dualscale_mamba.report.effects import Effect, effects
 from dualscale_mamba.report.fairness import Light, lights
-from dualscale_mamba.report.items import columns, interval
+from dualscale_mamba.report.items import OVER_TASKS, accuracies, columns, columns_of, interval
 from dualscale_mamba.report.pairs import TESTING, Runs, measured, mismatches, primary, score
 from dualscale_mamba.report.sentences import sentence, told
 from dualscale_mamba.statistics import SIGNIFICANT, compare, compare_outcomes, holm
 
-__all__ = ["Effect", "Light", "Verdict", "interval", "lights", "stands_out", "verdicts", "warnings"]
+__all__ = [
+    "Effect",
+    "Light",
+    "Verdict",
+    "average_metric",
+    "interval",
+    "lights",
+    "stands_out",
+    "value_of",
+    "verdicts",
+    "warnings",
+]
 
 
 @dataclass(frozen=True)
@@ -115,6 +129,24 @@ def _is_better(effect: Effect) -> bool:
     return effect.difference < 0 if effect.better == "lower" else effect.difference > 0
 
 
+def average_metric(jobs: Sequence[Job]) -> str | None:
+    """Name of the mean accuracy over the tasks that all finished runs share; None for fewer than two tasks.
+
+    :func:`stands_out`, :func:`interval` and :func:`value_of` know it as well as the metrics in ``result.json``.
+    """
+    done = [job for job in jobs if job.is_done]
+    tasks = accuracies(list(measured(done))) if done else []
+    return f"{OVER_TASKS} {len(tasks)} tasks" if len(tasks) > 1 else None
+
+
+def value_of(job: Job, metric: str) -> float | None:
+    """A metric of one run, or the mean accuracy over its tasks where that is what ``metric`` names."""
+    if metric in job.metrics or not metric.startswith(OVER_TASKS):
+        return job.metrics.get(metric)
+    own = columns_of(job, metric)
+    return float(np.mean([column.values.mean() for column in own])) if own else None
+
+
 def stands_out(jobs: Sequence[Job], metric: str) -> Job | None:
     """The run whose value is best beyond the noise against the runner-up, or None.
 
@@ -123,13 +155,19 @@ def stands_out(jobs: Sequence[Job], metric: str) -> Job | None:
     Annals of Statistics 15, 1987). Metrics without items: sizes and bits are exact, times must lie apart from p10 to
     p90, for all others None. The unquantized model is not ranked where there are others.
     """
-    known = [job for job in jobs if job.is_done and metric in job.metrics]
-    known = [job for job in known if job.scale_mode != UNQUANTIZED] or known
-    better = {(job.result or {})["metrics"][metric].get("better") for job in known}
-    if len(known) < 2 or better not in ({"lower"}, {"higher"}):
+    values = {index: value_of(job, metric) for index, job in enumerate(jobs) if job.is_done}
+    known = {index: value for index, value in values.items() if value is not None and math.isfinite(value)}
+    coded = [index for index in known if jobs[index].scale_mode != UNQUANTIZED] or list(known)
+    better = {_direction(jobs[index], metric) for index in coded}
+    if len(coded) < 2 or better not in ({"lower"}, {"higher"}):
         return None
-    first, second = sorted(known, key=lambda job: job.metrics[metric], reverse=better == {"higher"})[:2]
-    return first if _are_apart(first, second, metric) else None
+    first, second = sorted(coded, key=lambda index: known[index], reverse=better == {"higher"})[:2]
+    return jobs[first] if _are_apart(jobs[first], jobs[second], metric) else None
+
+
+def _direction(job: Job, metric: str) -> str:
+    found = (job.result or {}).get("metrics", {}).get(metric)
+    return str(found.get("better") or "") if found else "higher"
 
 
 def _are_apart(first: Job, second: Job, metric: str) -> bool:
@@ -139,9 +177,11 @@ def _are_apart(first: Job, second: Job, metric: str) -> bool:
         stem = metric.rpartition("/")[0]
         ends = (first.metrics.get(f"{stem}/p90"), second.metrics.get(f"{stem}/p10"))
         return ends[0] is not None and ends[1] is not None and ends[0] < ends[1]
-    own, other = columns(first).get(metric), columns(second).get(metric)
-    if own is None or other is None or own.ids != other.ids or len(own.values) < 2:
+    own, other = columns_of(first, metric), columns_of(second, metric)
+    if not own or [column.ids for column in own] != [column.ids for column in other]:
         return False
-    if own.is_outcome and other.is_outcome:
-        return compare_outcomes(own.values, other.values).is_significant
-    return compare([own.values - other.values]).is_significant
+    if any(len(column.values) < 2 for column in own):
+        return False
+    if len(own) == 1 and own[0].is_outcome and other[0].is_outcome:
+        return compare_outcomes(own[0].values, other[0].values).is_significant
+    return compare([a.values - b.values for a, b in zip(own, other, strict=True)]).is_significant

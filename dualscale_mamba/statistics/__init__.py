@@ -8,12 +8,19 @@ from dualscale_mamba.statistics.paired import (
     compare_outcomes,
     paired_difference,
 )
-from dualscale_mamba.statistics.single import CONFIDENCE, mean_intervals, ratio_interval, share_interval
+from dualscale_mamba.statistics.single import (
+    CONFIDENCE,
+    average_interval,
+    mean_intervals,
+    ratio_interval,
+    share_interval,
+)
 
 __all__ = [
     "CONFIDENCE",
     "SIGNIFICANT",
     "Paired",
+    "average_interval",
     "compare",
     "compare_outcomes",
     "holm",

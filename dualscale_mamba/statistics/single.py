@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,18 @@ def mean_intervals(values: Values, seed: int = 0) -> Values:
     if len(values) < 2:
         return np.full((2, values.shape[1]), math.nan)
     return percentile_ends(bootstrap_means(values, seed), len(values))
+
+
+def average_interval(strata: Sequence[Values], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over tasks of each task's mean, items resampled within their task.
+
+    Args:
+        strata: For each task its values, (items,).
+        seed: Of the resampling.
+    """
+    draws = np.mean([bootstrap_means(stratum, seed, task) for task, stratum in enumerate(strata)], axis=0)
+    low, high = percentile_ends(draws, sum(len(stratum) - 1 for stratum in strata) + 1)
+    return float(low), float(high)
 
 
 def share_interval(outcomes: NDArray[np.float64]) -> tuple[float, float]:
