@@ -12,7 +12,7 @@ from urllib.parse import quote
 from dualscale_mamba.report.collect import Job
 from dualscale_mamba.report.html.evidence import Evidence, gather
 from dualscale_mamba.report.html.layers import layers, least
-from dualscale_mamba.report.html.provenance import files_of, provenance, state
+from dualscale_mamba.report.html.provenance import files_of, provenance
 from dualscale_mamba.report.html.quantities import Quantity, finite, quantities
 from dualscale_mamba.report.html.settings import compact, matrix, series, series_keys
 from dualscale_mamba.report.html.wording import EFFECT_HEADS, LIGHTS, TRACEBACK, effect_cells, significance
@@ -28,7 +28,9 @@ PAGE = "report.html"
 SCRIPTS = ("report.js", "table.js", "charts.js", "layers.js", "differences.js")
 
 
-def write_page(path: Path, jobs: Sequence[Job], title: str, line: Line | None = None) -> Path:
+def write_page(
+    path: Path, jobs: Sequence[Job], title: str, line: Line | None = None, reference: str | None = None
+) -> Path:
     """Write the page of a study.
 
     Args:
@@ -36,6 +38,7 @@ def write_page(path: Path, jobs: Sequence[Job], title: str, line: Line | None = 
         jobs: All of them, whatever became of them.
         title: Of the study.
         line: What was typed, if known.
+        reference: What the others are compared with; see :func:`~dualscale_mamba.report.arms.settings`.
 
     Returns:
         ``path``.
@@ -44,7 +47,7 @@ def write_page(path: Path, jobs: Sequence[Job], title: str, line: Line | None = 
         OSError: The page cannot be written; an older one stays.
     """
     heads = key_metrics(dict.fromkeys(name for job in jobs for name in job.metrics))
-    write_text(path, rendered(path, jobs, title, gather(jobs, heads), line))
+    write_text(path, rendered(path, jobs, title, gather(jobs, heads, reference), line))
     return path
 
 
@@ -72,9 +75,7 @@ def rendered(
             light_kinds=LIGHTS,
             differing=matrix(jobs),
             jobs=jobs,
-            failed=[
-                (job, state(job), _traceback(job)) for job in jobs if state(job) not in ("done", "waiting")
-            ],
+            failed=[(job, _traceback(job)) for job in jobs if not job.is_done and job.state != "waiting"],
             data=embedded(_data(jobs, known, columns, evidence)),
             scripts=SCRIPTS,
             plotly=get_plotlyjs(),
@@ -130,9 +131,7 @@ def _row(path: Path, place: int, job: Job, columns: Sequence[Quantity], evidence
         )
     return {
         "job": job,
-        "state": state(job),
         "cells": cells,
-        "error": str(job.status.get("error") or ""),
         "links": [(file.name, _relative(file, path.parent)) for file in files_of(job)],
     }
 
@@ -183,7 +182,7 @@ def _run(
         "label": job.label,
         "arm": job.arm,
         "mode": job.scale_mode,
-        "state": state(job),
+        "state": job.state,
         "series": series(job, keys),
         "percentile": finite(percentile),
         "values": [quantity.embedded(job.metrics.get(quantity.name)) for quantity in known],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -45,7 +45,7 @@ def provenance(jobs: Sequence[Job], title: str, line: Line | None) -> Provenance
         title: Of the study.
         line: What was typed, if known.
     """
-    states = Counter(state(job) for job in jobs)
+    states = Counter(job.state for job in jobs)
     found = [job.result["environment"] for job in jobs if job.result and "environment" in job.result]
     environments: list[Mapping[str, Any]] = [entry for entry in found if isinstance(entry, Mapping)]
     names = [str(job.status.get("choices", {}).get("sweeps") or "") for job in jobs]
@@ -56,11 +56,6 @@ def provenance(jobs: Sequence[Job], title: str, line: Line | None) -> Provenance
         _command(environments, line),
         _facts(jobs, environments, line),
     )
-
-
-def state(job: Job) -> str:
-    """What became of a job."""
-    return str(getattr(job, "state", None) or job.status.get("state") or "waiting")
 
 
 def question(names: Sequence[str], folder: Path = SWEEPS) -> str:
@@ -108,7 +103,7 @@ def _facts(
     return {name: text for name, text in facts.items() if text}
 
 
-def _each(entries: Sequence[Mapping[str, Any]], say: Any) -> str:
+def _each(entries: Sequence[Mapping[str, Any]], say: Callable[[Mapping[str, Any]], str]) -> str:
     """Different facts of the jobs, each once."""
     return "; ".join(dict.fromkeys(text for entry in entries if (text := say(entry))))
 
