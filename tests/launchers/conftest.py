@@ -28,7 +28,8 @@ def run(config):
     while config.seed == 17 and len(list(folder.parent.glob("*/seen.json"))) < int(config.tags[0]):
         time.sleep(0.05)
     metrics = {"perplexity/none/nll": {"value": float(config.seed), "unit": "", "better": "lower"}}
-    RunFolder.of(config).write_result({"task": "probe", "metrics": metrics})
+    result = {"task": "probe", "metrics": metrics, "environment": {"command": ["run.py"]}}
+    RunFolder.of(config).write_result(result)
 """
 Command = Callable[..., "subprocess.Popen[str]"]
 
