@@ -15,7 +15,8 @@ _hidden = [False]
 def bar(items: Iterable[T], label: str, unit: str) -> Iterable[T]:
     """``items``, behind a bar where there is a terminal and nobody has asked for quiet."""
     silent = True if _hidden[-1] else None  # None: shown on a terminal
-    return tqdm(items, desc=label, unit=unit, disable=silent, leave=False)
+    shown: Iterable[T] = tqdm(items, desc=label, unit=unit, disable=silent, leave=False)
+    return shown
 
 
 @contextmanager
