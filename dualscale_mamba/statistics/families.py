@@ -16,9 +16,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Returns:
         One each, in the same order, never below the given one and never above 1.
     """
-    if not p_values:
-        return []
-    from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
-
-    _, adjusted, _, _ = multipletests(list(p_values), method="holm")
-    return [float(value) for value in adjusted]
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

@@ -16,8 +16,8 @@ Values = NDArray[np.float64]
 Draws = NDArray[np.int8] | NDArray[np.uint8]
 
 RESAMPLES = 9999
-# Of so few different values a resample is drawn as counts of the values, which is the same and much faster.
-FEW = 32
+# Where values repeat so often, a resample is drawn as counts of the values, which is the same and much faster.
+REPEATED = 8
 # Up to so many values every pattern of signs is tried (2^13 = 8192 < RESAMPLES).
 EXACT = 13
 _KEPT_BYTES, _ROWS = 2**27, 256
@@ -39,7 +39,7 @@ def bootstrap_means(values: Values, seed: int = 0, stratum: int = 0) -> Values:
     count = len(values)
     if values.ndim == 1:
         distinct, numbers = np.unique(values, return_counts=True)
-        if len(distinct) <= FEW < count:
+        if len(distinct) * REPEATED <= count:
             rng = np.random.default_rng([seed, stratum, count])
             drawn = rng.multinomial(count, numbers / count, size=RESAMPLES)
             return np.asarray(drawn @ distinct / count, dtype=float)
@@ -68,7 +68,7 @@ def sign_flip_p(values: Values, seed: int = 0) -> float:
     if len(moved) <= EXACT:
         patterns = 1 - 2 * ((np.arange(2 ** len(moved))[:, None] >> np.arange(len(moved))) & 1)
         return float((np.abs(patterns @ moved) >= observed).mean())
-    if len(sizes) <= FEW:
+    if len(sizes) * REPEATED <= len(moved):
         rng = np.random.default_rng([seed, len(moved)])
         positive = rng.binomial(numbers, 0.5, size=(RESAMPLES, len(sizes)))
         flipped = (2 * positive - numbers) @ sizes
