@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import Tensor
 
 from dualscale_mamba.granularity import PerGroup
@@ -22,10 +21,12 @@ from dualscale_mamba.observers.histogram import Histogram
 from dualscale_mamba.quantization.clusters import Arrangement
 from dualscale_mamba.quantization.observation import observe
 from dualscale_mamba.quantization.recipe import Recipe
-from dualscale_mamba.quantization.storage import stored, write_atomically
+from dualscale_mamba.quantization.storage import read_checked, write_checked
 from dualscale_mamba.sites import is_ssm_input, short_name
 
-STATISTICS_VERSION = 2
+STATISTICS_VERSION = 3
+ARRANGEMENT = "arrangement/"
+_PARTS = ("counts", "minimum", "maximum", "assignment", "meta")
 
 
 @dataclass
@@ -36,32 +37,49 @@ class Calibration:
         histograms: By full site name, e.g. ``layers.3.mixer.ssm_input``.
         tokens: Tokens that were run.
         key: Content hash of what the statistics depend on.
+        arrangement: The order of channels in which they were counted; None where all stay in place.
+        reused: Whether they were read from a file.
+        path: That file, where they are kept in one.
     """
 
     histograms: dict[str, Histogram]
     tokens: int
     key: str = ""
+    arrangement: Arrangement | None = None
     reused: bool = field(default=False, compare=False)
+    path: Path | None = field(default=None, compare=False)
 
     def save(self, path: Path) -> None:
-        """Write to ``path`` (safetensors) atomically."""
+        """Write to ``path`` (safetensors) atomically.
+
+        Raises:
+            OSError: The disk is full or the folder may not be written.
+        """
         tensors = {
             f"{name}/{part}": t for name, h in self.histograms.items() for part, t in h.state().items()
         }
         metadata = {"tokens": str(self.tokens), "key": self.key, "sites": json.dumps(list(self.histograms))}
-        write_atomically(path, tensors, metadata)
+        if self.arrangement is not None:
+            # Copies: a histogram and the arrangement share the groups, and a file holds no tensor twice.
+            tensors |= {f"{ARRANGEMENT}{name}": t.clone() for name, t in self.arrangement.state().items()}
+            metadata["arranged"] = "yes"
+        write_checked(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Read what :meth:`save` wrote."""
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata()
-            parts = ("counts", "minimum", "maximum", "assignment", "meta")
-            histograms = {
-                name: Histogram.from_state({part: file.get_tensor(f"{name}/{part}") for part in parts})
-                for name in json.loads(metadata["sites"])
-            }
-        return cls(histograms, int(metadata["tokens"]), metadata["key"], reused=True)
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: The content is not what was written.
+        """
+        tensors, metadata = read_checked(path)
+        histograms = {
+            name: Histogram.from_state({part: tensors[f"{name}/{part}"] for part in _PARTS})
+            for name in json.loads(metadata["sites"])
+        }
+        order = {n.removeprefix(ARRANGEMENT): t for n, t in tensors.items() if n.startswith(ARRANGEMENT)}
+        arrangement = Arrangement.from_state(order) if "arranged" in metadata else None
+        return cls(histograms, int(metadata["tokens"]), metadata["key"], arrangement, reused=True)
 
 
 def calibration_key(parts: Sequence[str], recipe: Recipe) -> str:
@@ -104,31 +122,5 @@ def run_calibration(
         arrangement: The groups of channels; required for ``per_group``.
     """
     histograms = {name: Histogram(assignment_of(name, model, recipe, arrangement)) for name in model.sites()}
-    return Calibration(histograms, observe(model, batches, histograms, "calibrate"))
-
-
-def calibrate(
-    model: MambaLM,
-    batches: Sequence[Tensor],
-    recipe: Recipe,
-    cache_dir: Path | None = None,
-    key: str = "",
-    arrangement: Arrangement | None = None,
-) -> Calibration:
-    """Statistics of every site, read from ``cache_dir`` when they are there.
-
-    Args:
-        model: Prepared, not yet converted.
-        batches: Token ids, each (B, L).
-        recipe: Says the granularity of each site.
-        cache_dir: Where statistics are kept, or None to compute them always.
-        key: From :func:`calibration_key`; required with ``cache_dir``.
-        arrangement: From :func:`~dualscale_mamba.quantization.clusters.arrange`.
-    """
-    if cache_dir is None:
-        return run_calibration(model, batches, recipe, arrangement)
-    return stored(
-        cache_dir / "calibration" / f"{key}.safetensors",
-        Calibration,
-        lambda: replace(run_calibration(model, batches, recipe, arrangement), key=key),
-    )
+    tokens = observe(model, batches, histograms, "calibrate")
+    return Calibration(histograms, tokens, arrangement=arrangement)

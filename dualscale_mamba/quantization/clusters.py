@@ -10,15 +10,13 @@ the model's function is unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
@@ -29,7 +27,6 @@ from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.mamba2 import Mamba2Mixer
 from dualscale_mamba.quantization.observation import observe
 from dualscale_mamba.quantization.recipe import Recipe
-from dualscale_mamba.quantization.storage import stored, write_atomically
 from dualscale_mamba.sites import SSM_INPUT, short_name
 
 # A longer row of channels is averaged in this many blocks before it is cut: the search is quadratic.
@@ -50,23 +47,21 @@ class Arrangement:
     order: dict[int, Tensor] = field(default_factory=dict)
     clusters: dict[str, Tensor] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Write to ``path`` (safetensors) atomically."""
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that :meth:`from_state` takes."""
         tensors = {f"order/{layer}": order for layer, order in self.order.items()}
-        tensors |= {f"clusters/{name}": found for name, found in self.clusters.items()}
-        write_atomically(path, tensors, {})
+        return tensors | {f"clusters/{name}": found for name, found in self.clusters.items()}
 
     @classmethod
-    def load(cls, path: Path) -> Arrangement:
-        """Read what :meth:`save` wrote."""
+    def from_state(cls, tensors: Mapping[str, Tensor]) -> Arrangement:
+        """What :meth:`state` gave."""
         made = cls()
-        with safe_open(str(path), framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - no iterator
-                kind, _, name = key.partition("/")
-                if kind == "order":
-                    made.order[int(name)] = file.get_tensor(key)
-                else:
-                    made.clusters[name] = file.get_tensor(key)
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind == "order":
+                made.order[int(name)] = tensor
+            else:
+                made.clusters[name] = tensor
         return made
 
 
@@ -86,29 +81,18 @@ class ChannelSizes:
         self.sizes = torch.maximum(self.sizes, seen) if self.sizes.numel() else seen
 
 
-def arrange(
-    model: MambaLM,
-    batches: Sequence[Tensor],
-    recipe: Recipe,
-    cache_dir: Path | None = None,
-    key: str = "",
-) -> Arrangement | None:
+def arrange(model: MambaLM, batches: Sequence[Tensor], recipe: Recipe) -> Arrangement | None:
     """Cluster the channels for ``granularity=per_group``; None for other granularities.
 
     Args:
         model: As loaded, before :func:`~dualscale_mamba.quantization.pipeline.prepare`.
         batches: Token ids, each (B, L).
         recipe: Says which sites are grouped and in how many groups.
-        cache_dir: Where arrangements are kept, or None to compute them always.
-        key: Content hash of what they depend on; required with ``cache_dir``.
     """
     granularity = recipe.granularity
     if not isinstance(granularity, PerGroup) or not recipe.grouped_sites:
         return None
-    if cache_dir is None:
-        return _compute(model, batches, recipe, granularity)
-    path = cache_dir / "arrangement" / f"{key}.safetensors"
-    return stored(path, Arrangement, lambda: _compute(model, batches, recipe, granularity))
+    return _compute(model, batches, recipe, granularity)
 
 
 def _compute(model: MambaLM, batches: Sequence[Tensor], recipe: Recipe, granularity: PerGroup) -> Arrangement:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dualscale_mamba.formats.base import Code
 from dualscale_mamba.formats.single import Single
@@ -13,14 +16,15 @@ from dualscale_mamba.models.mamba import MambaMixer
 from dualscale_mamba.models.mixer import Mixer
 from dualscale_mamba.observers.base import Fitted, Observer
 from dualscale_mamba.observers.histogram import Histogram
-from dualscale_mamba.quantization.calibration import Calibration, calibrate, calibration_key
+from dualscale_mamba.quantization.calibration import Calibration, calibration_key, run_calibration
 from dualscale_mamba.quantization.clusters import Arrangement, arrange, reorder
 from dualscale_mamba.quantization.recipe import Recipe
 from dualscale_mamba.quantization.rotation import base_for, rotate_columns
+from dualscale_mamba.quantization.storage import stored
 from dualscale_mamba.quantization.weights import quantize_weight
 from dualscale_mamba.sites import short_name
 
-__all__ = ["QuantizationReport", "arrange", "calibrate", "calibration_key", "convert", "prepare"]
+__all__ = ["QuantizationReport", "arrange", "calibration_key", "convert", "prepare", "prepare_and_calibrate"]
 
 SiteRow = dict[str, str | float]
 
@@ -59,6 +63,38 @@ def prepare(model: MambaLM, recipe: Recipe, arrangement: Arrangement | None = No
         mixer.out_proj.weight.data = rotate_columns(mixer.out_proj.weight, base)
         mixer.rotation = base
     return model
+
+
+def prepare_and_calibrate(
+    model: MambaLM, batches: Sequence[Tensor], recipe: Recipe, cache_dir: Path | None = None, key: str = ""
+) -> Calibration:
+    """Arrange and prepare the model in place, and count every site; or do as an equal run did.
+
+    The order of channels and the counts are kept in one file: counts would be wrong in another order.
+
+    Args:
+        model: As loaded.
+        batches: Token ids, each (B, L).
+        recipe: What is rotated, and the granularity of each site.
+        cache_dir: Where statistics are kept, or None to compute them always.
+        key: From :func:`~dualscale_mamba.quantization.calibration.calibration_key`; required with ``cache_dir``.
+
+    Raises:
+        ConfigError: As :func:`prepare`.
+    """
+
+    def compute() -> Calibration:
+        arrangement = arrange(model, batches, recipe)
+        prepare(model, recipe, arrangement)
+        return replace(run_calibration(model, batches, recipe, arrangement), key=key)
+
+    if cache_dir is None:
+        return compute()
+    path = cache_dir / "calibration" / f"{key}.safetensors"
+    calibration = stored(path, Calibration, compute)
+    if calibration.reused:
+        prepare(model, recipe, calibration.arrangement)
+    return replace(calibration, path=path if path.is_file() else None)
 
 
 def convert(model: MambaLM, calibration: Calibration, recipe: Recipe) -> QuantizationReport:

@@ -105,7 +105,14 @@ def _result(session: Session, report: QuantizationReport, measured: Measured) ->
         "hashes": session.hashes,
         "fairness": fairness(session, report, measured),
         "seconds": session.seconds,
+        "artifacts": artifacts(session),
     }
+
+
+def artifacts(session: Session) -> dict[str, str]:
+    """Files that the run has used or made and that lie elsewhere: the statistics, where they are kept."""
+    calibration = session.calibration
+    return {} if calibration is None or calibration.path is None else {"calibration": str(calibration.path)}
 
 
 def fairness(session: Session, report: QuantizationReport, measured: Measured) -> dict[str, Any]:
@@ -122,7 +129,9 @@ def fairness(session: Session, report: QuantizationReport, measured: Measured) -
         "device": str(session.device),
         "dtype": name_of_dtype(session.model.dtype),
         "residual_dtype": name_of_dtype(session.model.residual_dtype),
-        "calibration": {k: config.calibration[k] for k in ("source", "samples", "length", "batch_size", "seed")},
+        "calibration": {
+            k: config.calibration[k] for k in ("source", "samples", "length", "batch_size", "seed")
+        },
         "calibration_tokens": session.hashes.get("calibration_tokens"),
         "evaluation": measured.facts,
         "x_proj_reads": recipe.x_proj_reads,
@@ -144,4 +153,3 @@ def x_proj_product(session: Session) -> str:
     code = next((site.code for name, site in session.model.sites().items() if is_ssm_input(name)), None)
     integer = code is not None and code.is_scalar_knee and session.recipe.weights_bits is not None
     return "integer" if integer and session.recipe.x_proj_reads == "codes" else "decoded"
-

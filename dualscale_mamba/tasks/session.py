@@ -21,12 +21,12 @@ from dualscale_mamba import ops
 from dualscale_mamba.configuration import instantiate
 from dualscale_mamba.data.batches import token_batches, tokens_hash
 from dualscale_mamba.data.text import documents
-from dualscale_mamba.environment import kernel_hash
+from dualscale_mamba.environment import kernel_hash, numerics_hash
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.models.config import dtype_from_name
 from dualscale_mamba.models.pretrained import Pretrained, load_pretrained
-from dualscale_mamba.quantization.calibration import Calibration, calibrate, calibration_key
-from dualscale_mamba.quantization.pipeline import QuantizationReport, arrange, convert, prepare
+from dualscale_mamba.quantization.calibration import Calibration, calibration_key
+from dualscale_mamba.quantization.pipeline import QuantizationReport, convert, prepare, prepare_and_calibrate
 from dualscale_mamba.quantization.recipe import Recipe
 from dualscale_mamba.tasks.record import stage as record_stage
 
@@ -75,6 +75,13 @@ class Session:
         """Whether the recipe changes the model at all."""
         return self.recipe.quantizes_activations or self.recipe.weights_bits is not None or self.recipe.rotate
 
+    @property
+    def numerics(self) -> list[str]:
+        """What decides the values inside the unquantized model, besides the tokens."""
+        types = [str(self.model.dtype), str(self.model.residual_dtype)]
+        sources = [str(self.hashes["kernels"]), numerics_hash()]
+        return [self.hashes["weights"], *sources, *types, self.device.type, str(self.config.ops)]
+
     def calibration_batches(self) -> list[Tensor]:
         """Token ids (batch, length) of the calibration set."""
         settings = self.config.calibration
@@ -91,18 +98,9 @@ class Session:
         """Prepare the model and count every site's values, or read the counts of an equal run."""
         with self.timed("calibrate"):
             batches = self.calibration_batches()
-            facts = [self.hashes["weights"], self.hashes["calibration_tokens"], str(self.hashes["kernels"])]
-            facts += [
-                str(self.model.dtype),
-                str(self.model.residual_dtype),
-                self.device.type,
-                self.config.ops,
-            ]
+            key = calibration_key([self.hashes["calibration_tokens"], *self.numerics], self.recipe)
             folder = Path(self.config.paths.cache).expanduser() if self.config.calibration.cache else None
-            key = calibration_key(facts, self.recipe)
-            arrangement = arrange(self.model, batches, self.recipe, folder, key)
-            prepare(self.model, self.recipe, arrangement)
-            self.calibration = calibrate(self.model, batches, self.recipe, folder, key, arrangement)
+            self.calibration = prepare_and_calibrate(self.model, batches, self.recipe, folder, key)
         return self.calibration
 
     def quantize(self, keep_reference: bool = False) -> QuantizationReport:

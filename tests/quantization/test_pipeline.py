@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.formats.affine import Affine
@@ -25,9 +27,9 @@ from dualscale_mamba.granularity import Granularity, PerChannel, PerGroup, PerTe
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.pretrained import Pretrained, load_pretrained
 from dualscale_mamba.observers.percentile import Percentile
-from dualscale_mamba.quantization.calibration import Calibration, calibrate, calibration_key, run_calibration
+from dualscale_mamba.quantization.calibration import Calibration, calibration_key, run_calibration
 from dualscale_mamba.quantization.clusters import Arrangement
-from dualscale_mamba.quantization.pipeline import arrange, convert, prepare
+from dualscale_mamba.quantization.pipeline import arrange, convert, prepare, prepare_and_calibrate
 from dualscale_mamba.quantization.recipe import Recipe
 from dualscale_mamba.sites import GROUPED, SITES, SSM_INPUT, is_ssm_input
 
@@ -280,9 +282,7 @@ def test_statistics_are_saved_and_reused_bitwise(
     made, logits = [], []
     for _ in range(2):
         model = subject.fresh()
-        arrangement = arrange(model, [subject.tokens], recipe, tmp_path, key)
-        prepare(model, recipe, arrangement)
-        made.append(calibrate(model, [subject.tokens], recipe, tmp_path, key, arrangement))
+        made.append(prepare_and_calibrate(model, [subject.tokens], recipe, tmp_path, key))
         convert(model, made[-1], recipe)
         logits.append(model(subject.tokens))
     assert not made[0].reused
@@ -298,13 +298,50 @@ def test_statistics_are_saved_and_reused_bitwise(
     assert key == calibration_key(["weights", "tokens"], subject.recipe(granularity=granularity))
 
 
-def test_damaged_statistics_are_computed_again(subject: Subject, tmp_path: Path) -> None:
-    recipe = subject.recipe()
-    calibrate(prepare(subject.fresh(), recipe), [subject.tokens], recipe, tmp_path, "k")
+@pytest.mark.parametrize("damage", [lambda data: data[:1000], lambda data: data[:-1] + bytes([data[-1] ^ 1])])
+def test_damaged_statistics_are_computed_again_with_their_arrangement(
+    subject: Subject, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    recipe = subject.recipe(granularity=PerGroup())
+    first = prepare_and_calibrate(subject.fresh(), [subject.tokens], recipe, tmp_path, "k")
     (path,) = (tmp_path / "calibration").glob("*.safetensors")
-    path.write_bytes(path.read_bytes()[:1000])
-    again = calibrate(prepare(subject.fresh(), recipe), [subject.tokens], recipe, tmp_path, "k")
+    path.write_bytes(damage(path.read_bytes()))
+    again = prepare_and_calibrate(subject.fresh(), [subject.tokens], recipe, tmp_path, "k")
     assert not again.reused
+    read = prepare_and_calibrate(
+        subject.fresh(), [], recipe, tmp_path, "k"
+    )  # no text: it must have been read
+    assert read.reused
+    for other in (again, read):
+        assert other.arrangement is not None
+        assert first.arrangement is not None
+        assert other.arrangement.state().keys() == first.arrangement.state().keys()
+        for name, tensor in first.arrangement.state().items():
+            assert torch.equal(other.arrangement.state()[name], tensor)
+
+
+def test_full_disk_costs_only_the_cache(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(tensors: object, path: str, metadata: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr("dualscale_mamba.quantization.storage.save_file", full)
+    recipe = subject.recipe()
+    made = prepare_and_calibrate(subject.fresh(), [subject.tokens], recipe, tmp_path, "k")
+    assert made.tokens == subject.tokens.numel()
+    assert made.path is None
+    assert "No space left" in caplog.text
+    assert [path.suffix for path in (tmp_path / "calibration").iterdir()] == [".lock"]
+    with pytest.raises(OSError, match="No space left"):
+        made.save(tmp_path / "wanted.safetensors")
+
+
+def test_folder_that_cannot_be_made_costs_only_the_cache(subject: Subject, tmp_path: Path) -> None:
+    (tmp_path / "calibration").write_text("a file where the folder should be")
+    made = prepare_and_calibrate(subject.fresh(), [subject.tokens], subject.recipe(), tmp_path, "k")
+    assert (made.reused, made.path) == (False, None)
 
 
 @pytest.mark.parametrize(
