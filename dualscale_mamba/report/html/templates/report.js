@@ -112,8 +112,6 @@ const report = (() => {
     }
     element(id).before(tools);
   };
-  addEventListener("beforeprint", () => { for (const id of charts.keys()) draw(id); });
-
   /* Theme: the system's until the reader chooses. */
   const button = element("theme");
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
@@ -132,6 +130,19 @@ const report = (() => {
     show();
   });
   dark.addEventListener("change", show);
+
+  /* Paper is white, and what was not yet seen is printed as well. */
+  let chosenTheme = "";
+  addEventListener("beforeprint", () => {
+    chosenTheme = root.dataset.theme ?? "";
+    root.dataset.theme = "light";
+    for (const id of charts.keys()) draw(id);
+  });
+  addEventListener("afterprint", () => {
+    if (chosenTheme) root.dataset.theme = chosenTheme;
+    else delete root.dataset.theme;
+    show();
+  });
 
   const copy = element("copy");
   if (copy) {
