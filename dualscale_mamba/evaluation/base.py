@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dualscale_mamba.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dualscale_mamba.evaluation.windows import Windows
 
 
 class LanguageModel(Protocol):
@@ -73,6 +76,14 @@ class Evaluated:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+class Reference(Protocol):
+    """What the unquantized model says; see :class:`dualscale_mamba.evaluation.reference.Reference`."""
+
+    def logits(self, windows: Windows) -> Iterator[Tensor]:
+        """Logits (batch, length, vocabulary) of each batch in turn, on any device."""
+        ...
+
+
 @dataclass(frozen=True)
 class Context:
     """What is evaluated, and against what.
@@ -81,13 +92,13 @@ class Context:
         model: The model under test.
         reference: The unquantized model, or None.
         tokenizer: The tokenizer of both.
-        device: Where both live.
+        device: Where the model lives.
         data_root: Folder of third-party data, or None.
         seed: Seed of the run.
     """
 
     model: LanguageModel
-    reference: LanguageModel | None
+    reference: Reference | None
     tokenizer: Tokenizer
     device: torch.device
     data_root: Path | None = None
@@ -96,11 +107,6 @@ class Context:
 
 class Evaluator(Protocol):
     """A callable with settings; ``conf/evaluation`` names the implementations."""
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether ``Context.reference`` must be given."""
-        ...
 
     def check(self, data_root: Path | None) -> None:
         """Raises ConfigError, before anything heavy is loaded, for settings that cannot work."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from dualscale_mamba.data.text import label, source_files
 from dualscale_mamba.evaluation.base import Context, Evaluated, Metric, evaluating
@@ -34,8 +34,6 @@ class Divergence:
     length: int = 512
     batch_size: int = 4
 
-    needs_reference: ClassVar[bool] = True
-
     def check(self, data_root: Path | None) -> None:
         """See ``Evaluator``."""
         check_windows(self.source, self.samples, self.length, self.batch_size, data_root)
@@ -53,10 +51,9 @@ class Divergence:
         )
         name = f"divergence/{label(self.source)}"
         evaluating(context.model)
-        evaluating(context.reference)
         items: list[dict[str, Any]] = []
-        for batch in windows.progress(name):
-            items.extend(_rows(compare(context.model, context.reference, batch), len(items)))
+        for batch, logits in zip(windows.progress(name), context.reference.logits(windows), strict=True):
+            items.extend(_rows(compare(context.model, logits, batch), len(items)))
         return Evaluated(_metrics(name, items), items, windows.facts)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from dualscale_mamba.data.text import text_hash
 from dualscale_mamba.evaluation.base import Context, Evaluated, Metric, evaluating, require_positive
@@ -38,8 +38,6 @@ class Harness:
     batch_size: int = 16
     limit: int | None = None
     max_length: int = 2048
-
-    needs_reference: ClassVar[bool] = False
 
     def check(self, data_root: Path | None) -> None:
         """See ``Evaluator``."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from dualscale_mamba.data.text import label, source_files
 from dualscale_mamba.evaluation.base import Context, Evaluated, Metric, evaluating
@@ -31,8 +30,6 @@ class Perplexity:
     samples: int | None = 16
     length: int = 512
     batch_size: int = 4
-
-    needs_reference: ClassVar[bool] = False
 
     def check(self, data_root: Path | None) -> None:
         """See ``Evaluator``."""

@@ -49,12 +49,12 @@ def window_nll(model: LanguageModel, windows: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def compare(model: LanguageModel, reference: LanguageModel, windows: Tensor) -> Compared:
-    """Everything that two models can be compared by, with one forward pass of each.
+def compare(model: LanguageModel, reference_logits: Tensor, windows: Tensor) -> Compared:
+    """Everything that two models can be compared by, with one forward pass.
 
     Args:
         model: The model under test.
-        reference: The model that is taken as true.
+        reference_logits: (batch, length, vocabulary) of the model that is taken as true, on any device.
         windows: Tokens (batch, length + 1) int64, on any device.
 
     Returns:
@@ -63,7 +63,7 @@ def compare(model: LanguageModel, reference: LanguageModel, windows: Tensor) -> 
     windows = windows.to(model.device)
     targets = windows[:, 1:]
     logits = model(windows[:, :-1]).flatten(0, 1)
-    reference_logits = reference(windows[:, :-1].to(reference.device)).flatten(0, 1).to(logits.device)
+    reference_logits = reference_logits.flatten(0, 1).to(logits.device)
     rows = _rows_at_once(logits)
     parts = [
         _compare_rows(*part)

@@ -45,8 +45,7 @@ def run(config: DictConfig) -> None:
         open_session(config) as session,
         instantiate.tracker(config).tracking(folder.path, config, str(folder.path.name)) as tracked,
     ):
-        evaluators = instantiate.evaluators(config)
-        report = session.quantize(keep_reference=any(e.needs_reference for e in evaluators.values()))
+        report = session.quantize()
         measured = Measured()
         _evaluate(session, folder, measured)
         _profile(session, report, measured)
@@ -83,7 +82,8 @@ def _profile(session: Session, report: QuantizationReport, measured: Measured) -
         with session.timed(f"profile/{name}"):
             measured.metrics |= profiler(subject)
     if session.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(session.device)
+        before = session.reference.peak if session.reference else 0
+        peak = max(before, torch.cuda.max_memory_allocated(session.device))
         measured.metrics["memory/peak"] = Metric(peak, "bytes", "lower")
 
 

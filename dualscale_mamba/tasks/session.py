@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import random
 import time
@@ -22,7 +21,8 @@ from dualscale_mamba.configuration import instantiate
 from dualscale_mamba.data.batches import token_batches, tokens_hash
 from dualscale_mamba.data.text import documents
 from dualscale_mamba.environment import kernel_hash, numerics_hash
-from dualscale_mamba.errors import ConfigError
+from dualscale_mamba.errors import CheckpointError, ConfigError
+from dualscale_mamba.evaluation.reference import Reference
 from dualscale_mamba.models.config import dtype_from_name
 from dualscale_mamba.models.pretrained import Pretrained, load_pretrained
 from dualscale_mamba.quantization.calibration import Calibration, calibration_key
@@ -44,7 +44,7 @@ class Session:
         recipe: How it is quantized.
         seconds: Time of each stage.
         hashes: Of weights, kernels and tokens.
-        reference: The model as loaded; the very same object where nothing is quantized.
+        reference: What the model as loaded says, for comparisons.
         calibration: Counted values of every site, where there was a calibration.
     """
 
@@ -54,7 +54,7 @@ class Session:
     recipe: Recipe
     seconds: dict[str, float] = field(default_factory=dict)
     hashes: dict[str, Any] = field(default_factory=dict)
-    reference: Any = None
+    reference: Reference | None = None
     calibration: Calibration | None = None
 
     @property
@@ -103,23 +103,58 @@ class Session:
             self.calibration = prepare_and_calibrate(self.model, batches, self.recipe, folder, key)
         return self.calibration
 
-    def quantize(self, keep_reference: bool = False) -> QuantizationReport:
-        """Calibrate and convert in place.
-
-        Args:
-            keep_reference: Copy the model before, for comparisons.
-        """
+    def quantize(self) -> QuantizationReport:
+        """Calibrate and convert in place; the model as it was is loaded again when its logits are needed."""
         if not self.quantizes:
-            self.reference = self.model
+            self.reference = Reference.live(self.model)
             return QuantizationReport()
-        if keep_reference:
-            self.reference = copy.deepcopy(self.model)
+        self.reference = self._reference()
         if not self.recipe.quantizes_activations:
             prepare(self.model, self.recipe)
             return convert(self.model, Calibration({}, 0), self.recipe)
         calibration = self.calibrate()
         with self.timed("convert"):
             return convert(self.model, calibration, self.recipe)
+
+    def _reference(self) -> Reference:
+        model, limit = self.model, float(self.config.evaluation_cache_gib)
+        is_gpu = self.device.type == "cuda"
+        machine = torch.cuda.get_device_name(self.device) if is_gpu else f"{torch.get_num_threads()} threads"
+        return Reference(
+            self._load_again,
+            cache=Path(self.config.paths.cache).expanduser() if limit > 0 else None,
+            limit_gib=limit,
+            bytes_per_token=model.config.vocab_size * model.dtype.itemsize,
+            # The machine too: another one rounds otherwise, and a comparison must be that with the model itself.
+            facts=[*self.numerics, torch.__version__, machine, str(self.config.model.state_dtype)],
+            device=self.device,
+        )
+
+    def _load_again(self) -> Any:
+        """The model as it was before it was quantized."""
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # whether it is loaded must not change what is random afterwards
+            again = load_model(self.config, self.device)
+        if again.weights_hash != self.hashes["weights"]:
+            raise CheckpointError(f"{again.source} has changed since this run has begun; start it again")
+        return again.model
+
+
+def load_model(config: DictConfig, device: torch.device) -> Pretrained:
+    """The model that the configuration names."""
+    settings = config.model
+    return load_pretrained(
+        settings.source,
+        revision=settings.revision,
+        dtype=dtype_from_name(settings.dtype, device),
+        residual_dtype=dtype_from_name(settings.residual_dtype, device, "model.residual_dtype"),
+        device=device,
+        implementation=settings.implementation,
+        seed=int(config.seed),
+        family=settings.family,
+        state_dtype=dtype_from_name(settings.state_dtype, device, "model.state_dtype"),
+    )
 
 
 @contextmanager
@@ -133,18 +168,7 @@ def open_session(config: DictConfig) -> Iterator[Session]:
     record_stage("load")
     began = time.perf_counter()
     with ops.implementation(config.ops):
-        settings = config.model
-        pretrained = load_pretrained(
-            settings.source,
-            revision=settings.revision,
-            dtype=dtype_from_name(settings.dtype, device),
-            residual_dtype=dtype_from_name(settings.residual_dtype, device, "model.residual_dtype"),
-            device=device,
-            implementation=settings.implementation,
-            seed=int(config.seed),
-            family=settings.family,
-            state_dtype=dtype_from_name(settings.state_dtype, device, "model.state_dtype"),
-        )
+        pretrained = load_model(config, device)
         session = Session(config, device, pretrained, instantiate.recipe(config))
         session.seconds["load"] = round(time.perf_counter() - began, 4)
         session.hashes = {"weights": pretrained.weights_hash, "kernels": kernel_hash()}

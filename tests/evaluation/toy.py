@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dualscale_mamba.evaluation.base import Context
+from dualscale_mamba.evaluation.reference import Reference
 
 VOCABULARY = 257
 
@@ -52,4 +53,5 @@ class Bigram(nn.Module):
 
 
 def context(model: nn.Module, reference: nn.Module | None = None, data_root: object = None) -> Context:
-    return Context(model, reference, Bytes(), torch.device("cpu"), data_root)  # type: ignore[arg-type]
+    asked = None if reference is None else Reference.live(reference)  # type: ignore[arg-type]
+    return Context(model, asked, Bytes(), torch.device("cpu"), data_root)  # type: ignore[arg-type]
