@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.report.collect import Job, differing_keys, shown, words
+from dualscale_mamba.report.collect import Job, called, counts, differing_keys, shown, words
 
 UNQUANTIZED = "fp16"  # what everything is measured against, not an arm of its own
 BASELINE, SINGLE = "baseline", "single"
@@ -82,9 +82,7 @@ def _grouped(jobs: Sequence[Job], keys: Sequence[str]) -> list[tuple[str, list[J
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         known = job.settings
-        parts = (
-            f"{key.rpartition('.')[2]} {shown(known[key])}" for key in keys if known.get(key) is not None
-        )
+        parts = (f"{called(key)} {shown(known[key])}" for key in keys if counts(known, key))
         groups.setdefault(", ".join(parts), []).append(job)
     return list(groups.items())
 

@@ -36,6 +36,8 @@ LABEL_KEYS = (
 )
 # Keys that a label leaves out: what they stand for is told otherwise.
 UNTOLD = ("arm", "name", "group", "tags", "experiment", "sweeps", "debug")
+# Last parts of a key that say too little alone.
+VAGUE = ("bits",)
 # Parts of a label that say enough without their key.
 SPEAKING = ("model", "precision", "scale_mode", "granularity", "observer", "calibration")
 
@@ -229,24 +231,37 @@ def differing_keys(jobs: Sequence[Job]) -> list[str]:
     return [
         key
         for key in dict.fromkeys([*LABEL_KEYS, *(key for key in typed if key not in UNTOLD)])
-        if key == "scale_mode" or len({str(s[key]) for s in settings if s.get(key) is not None}) > 1
+        if key == "scale_mode" or len({str(s[key]) for s in settings if counts(s, key)}) > 1
     ]
 
 
+def counts(settings: Mapping[str, Any], key: str) -> bool:
+    """Whether a job has a value for a key: null is one where null and another value were typed."""
+    return key in settings and (settings[key] is not None or key not in LABEL_KEYS)
+
+
 def shown(value: Any) -> str:
-    """A setting as it is told: lists without their brackets."""
+    """A setting as it is told: lists without their brackets, null as ``none``."""
+    if value is None:
+        return "none"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def called(key: str) -> str:
+    """The last part of a key; of a key whose last part says too little, the last two."""
+    parts = key.split(".")
+    return " ".join(parts[-2:] if parts[-1] in VAGUE else parts[-1:])
 
 
 def words(settings: Mapping[str, Any], keys: Sequence[str]) -> Iterator[str]:
     """What to say of the settings ``keys``; nothing of those that are not set or go without saying."""
     for key in keys:
         value = settings.get(key)
-        if value is None or (key.startswith("observer") and settings.get("scale_mode") == "fp16"):
+        if not counts(settings, key) or (key.startswith("observer") and settings.get("scale_mode") == "fp16"):
             continue
         if key == "observer.percentile":
             yield f"{value:g} %" if isinstance(value, (int, float)) else str(value)
         elif key == "observer" and "observer.percentile" in keys and value == "percentile":
             continue
         else:
-            yield str(value) if key in SPEAKING else f"{key.rpartition('.')[2]} {shown(value)}"
+            yield str(value) if key in SPEAKING else f"{called(key)} {shown(value)}"
