@@ -20,7 +20,7 @@ from dualscale_mamba import ops
 from dualscale_mamba.configuration import instantiate
 from dualscale_mamba.data.batches import token_batches, tokens_hash
 from dualscale_mamba.data.text import documents
-from dualscale_mamba.environment import kernel_hash, numerics_hash
+from dualscale_mamba.environment import cpu_model, kernel_hash, numerics_hash
 from dualscale_mamba.errors import CheckpointError, ConfigError
 from dualscale_mamba.evaluation.reference import Reference
 from dualscale_mamba.models.config import dtype_from_name
@@ -119,7 +119,8 @@ class Session:
     def _reference(self) -> Reference:
         model, limit = self.model, float(self.config.evaluation_cache_gib)
         is_gpu = self.device.type == "cuda"
-        machine = torch.cuda.get_device_name(self.device) if is_gpu else f"{torch.get_num_threads()} threads"
+        cpu = f"{cpu_model()}, {torch.get_num_threads()} threads"
+        machine = torch.cuda.get_device_name(self.device) if is_gpu else cpu
         return Reference(
             self._load_again,
             cache=Path(self.config.paths.cache).expanduser() if limit > 0 else None,
@@ -132,9 +133,8 @@ class Session:
 
     def _load_again(self) -> Any:
         """The model as it was before it was quantized."""
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # whether it is loaded must not change what is random afterwards
+        # Whether it is loaded must not change what is random afterwards.
+        with torch.random.fork_rng(devices=[]):
             again = load_model(self.config, self.device)
         if again.weights_hash != self.hashes["weights"]:
             raise CheckpointError(f"{again.source} has changed since this run has begun; start it again")
