@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ OVER_WINDOWS = (
     (r"divergence/(.+)/perplexity", "perplexity", "lower"),
 )
 POINTS = 100.0
+COMPARISONS_KEPT = 8192
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,13 @@ class Effect:
     relative: tuple[float, float, float] | None = None
 
 
-def effects(runs: Runs) -> tuple[Effect, ...]:
-    """All metrics with items that can be compared: accuracy over the tasks, each task, then windows of texts."""
+def effects(runs: Runs, windows: Sequence[tuple[str, str, str]] = OVER_WINDOWS) -> tuple[Effect, ...]:
+    """All metrics with items that can be compared: accuracy over the tasks, each task, then windows of texts.
+
+    Args:
+        runs: Of the two arms.
+        windows: Which of ``OVER_WINDOWS`` are wanted.
+    """
     common = {
         name: own
         for name, own in measured(runs.jobs).items()
@@ -87,7 +94,7 @@ def effects(runs: Runs) -> tuple[Effect, ...]:
         found = [_of_items((name, "accuracy", "points", "higher"), [common[task] for task in tasks], runs)]
         single = _adjusted(single)
     found += single
-    for pattern, unit, better in OVER_WINDOWS:
+    for pattern, unit, better in windows:
         for name in common:
             match = re.fullmatch(pattern, name)
             if match:
@@ -113,11 +120,8 @@ def _of_items(told: tuple[str, str, str, str], parts: Sequence[Sequence[Column]]
         parts: For each metric its columns, one a run.
         runs: Of the two arms.
     """
-    seeds = len(runs.reference)
-    rows = [np.stack([values_of(column, runs.half) for column in own]) for own in parts]
-    sides = [(own[:seeds], own[seeds:]) for own in rows]
-    reference, candidate = (float(np.mean([side[arm].mean() for side in sides])) for arm in (0, 1))
-    found = _compared(sides, parts[0])
+    numbers = _numbers(tuple(tuple(own) for own in parts), len(runs.reference), runs.half)
+    found, reference, candidate = numbers.paired, numbers.reference, numbers.candidate
     ends = (found.mean, found.low, found.high, found.detectable)
     if parts[0][0].is_perplexity:
         # The ratio of perplexities is the exponential of the difference of the mean log-likelihoods.
@@ -126,7 +130,6 @@ def _of_items(told: tuple[str, str, str, str], parts: Sequence[Sequence[Column]]
     elif told[2] == "points":
         reference, candidate = POINTS * reference, POINTS * candidate
         ends = tuple(None if end is None else POINTS * end for end in ends)  # type: ignore[assignment]
-    relative = _relative(sides[0], parts[0], reference, ends)
     return Effect(
         *told,
         reference,
@@ -138,29 +141,40 @@ def _of_items(told: tuple[str, str, str, str], parts: Sequence[Sequence[Column]]
         test=found.test,
         significant=found.is_significant,
         seeds=found.seeds,
-        equal=all(np.array_equal(*side) for side in sides),
-        relative=relative if told[2] != "points" else None,
+        equal=numbers.equal,
+        relative=numbers.relative,
     )
 
 
-def _compared(sides: Sequence[tuple[Values, Values]], own: Sequence[Column]) -> Paired:
-    reference, candidate = sides[0]
-    if len(sides) == len(reference) == 1 and all(column.is_outcome for column in own):
-        return compare_outcomes(candidate[0], reference[0])
-    return compare([second - first for first, second in sides])
+@dataclass(frozen=True)
+class _Numbers:
+    paired: Paired
+    reference: float
+    candidate: float
+    relative: tuple[float, float, float] | None
+    equal: bool
 
 
-def _relative(
-    side: tuple[Values, Values], own: Sequence[Column], reference: float, ends: Sequence[float | None]
-) -> tuple[float, float, float] | None:
-    if reference == 0.0:
+@lru_cache(maxsize=COMPARISONS_KEPT)
+def _numbers(parts: tuple[tuple[Column, ...], ...], seeds: int, half: int | None) -> _Numbers:
+    """Compare columns, the first ``seeds`` of which are the reference's; kept, for several reports ask for the same."""
+    rows = [np.stack([values_of(column, half) for column in own]) for own in parts]
+    sides = [(own[:seeds], own[seeds:]) for own in rows]
+    reference, candidate = (float(np.mean([side[arm].mean() for side in sides])) for arm in (0, 1))
+    if len(sides) == seeds == 1 and all(column.is_outcome for column in parts[0]):
+        found = compare_outcomes(sides[0][1][0], sides[0][0][0])
+    else:
+        found = compare([second - first for first, second in sides])
+    equal = all(np.array_equal(*side) for side in sides)
+    return _Numbers(found, reference, candidate, _relative(sides[0], parts[0][0], found), equal)
+
+
+def _relative(side: tuple[Values, Values], own: Column, found: Paired) -> tuple[float, float, float] | None:
+    """A difference as a part of the reference, where all values are lengths: divergences and perplexities."""
+    if own.is_perplexity:
+        return math.expm1(found.mean), math.expm1(found.low), math.expm1(found.high)
+    first, second = (arm.mean(axis=0) for arm in side)
+    if own.is_share or first.sum() == 0.0 or min(first.min(), second.min()) < 0:
         return None
-    if own[0].is_perplexity:
-        low, middle, high = (float(ends[place] or 0.0) / reference for place in (1, 0, 2))
-        return middle, low, high
-    means = [arm.mean(axis=0) for arm in side]
-    if min(means[0].min(), means[1].min()) < 0:
-        return None
-    ratio = float(means[1].mean() / means[0].mean())
-    low, high = ratio_interval(means[1], means[0])
-    return ratio - 1, low - 1, high - 1
+    low, high = ratio_interval(second, first)
+    return float(second.mean() / first.mean()) - 1, low - 1, high - 1

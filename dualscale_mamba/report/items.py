@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,17 +42,19 @@ class Column:
         values: (items,); the metric is their mean, or its exponential for a perplexity.
         is_perplexity: Whether it is the exponential.
         task: Name of the task, empty for windows of a text.
+        is_share: Whether the values are shares of something, right answers or tokens.
     """
 
     ids: Ids
     values: NDArray[np.float64]
     is_perplexity: bool = False
     task: str = ""
+    is_share: bool = False
 
-    @property
+    @cached_property
     def is_outcome(self) -> bool:
         """Whether each item is either right or wrong."""
-        return bool(self.task) and bool(np.isin(self.values, (0.0, 1.0)).all())
+        return bool(self.task) and bool(((self.values == 0.0) | (self.values == 1.0)).all())
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,11 @@ def _of_windows(rows: Sequence[Mapping[str, Any]], source: _Source) -> dict[str,
         for key in ("kl", "top1_agreement", "nll", "reference_nll")
         if key in rows[0]
     }
-    found = {key: Column(ids, values) for key, values in numbers.items() if key != "reference_nll"}
+    found = {
+        key: Column(ids, values, is_share=key == "top1_agreement")
+        for key, values in numbers.items()
+        if key != "reference_nll"
+    }
     if "reference_nll" in numbers and "nll" in numbers:
         found["delta_nll"] = Column(ids, numbers["nll"] - numbers["reference_nll"])
     if "nll" in numbers:
@@ -161,7 +167,9 @@ def _of_tasks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
                 values = np.asarray([float(row[key]) for row in own])
                 # lm-eval keeps a document's log-likelihood under the name of the perplexity that they make.
                 perplexity = key == "perplexity"
-                found[f"{task}/{key}"] = Column(ids, -values if perplexity else values, perplexity, task)
+                found[f"{task}/{key}"] = Column(
+                    ids, -values if perplexity else values, perplexity, task, key.startswith("acc")
+                )
     return _finite(found, Path("tasks"))
 
 

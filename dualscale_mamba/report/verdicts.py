@@ -11,7 +11,7 @@ import numpy as np
 from dualscale_mamba.report.arms import UNQUANTIZED, Setting, Variant, settings
 from dualscale_mamba.report.collect import Job
 from dualscale_mamba.report.costs import LATENCY, costs
-from dualscale_mamba.report.effects import Effect, effects
+from dualscale_mamba.report.effects import OVER_WINDOWS, Effect, effects
 from dualscale_mamba.report.fairness import Light, lights
 from dualscale_mamba.report.items import OVER_TASKS, accuracies, columns, columns_of, interval
 from dualscale_mamba.report.pairs import TESTING, Runs, measured, mismatches, primary, score
@@ -30,6 +30,8 @@ __all__ = [
     "verdicts",
     "warnings",
 ]
+
+PERPLEXITIES = [kind for kind in OVER_WINDOWS if kind[1] == "perplexity"]
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,8 @@ def warnings(jobs: Sequence[Job]) -> list[str]:
         arms = [*setting.reference, *(variant for arm in setting.candidates for variant in arm)]
         for unquantized in setting.unquantized[:1]:
             for variant in arms:
-                listed = effects(Runs.of(unquantized, variant))
-                found += [
-                    (variant.name, effect)
-                    for effect in listed
-                    if not effect.metric.endswith(("/kl", "/top1_agreement"))
-                ]
+                listed = effects(Runs.of(unquantized, variant), PERPLEXITIES)
+                found += [(variant.name, effect) for effect in listed]
     adjusted = holm([effect.p_value or 0.0 for _, effect in found])
     return [
         f"{name} is better than {UNQUANTIZED}: {told(replace(effect, significant=True))}: is the evaluation right?"

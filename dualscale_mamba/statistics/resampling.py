@@ -1,7 +1,7 @@
 """Bootstrap means and sign flips of paired differences, many at once, in bounded memory, from a seed.
 
-The draws depend on the number of values alone, not on the values, so that a study's comparisons share them: they are
-kept as small integers, and a comparison costs one matrix product.
+The draws depend on the number of values alone, not on the values, so that a study's comparisons share them, and a
+comparison costs one matrix product.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
-Draws = NDArray[np.int8] | NDArray[np.uint8]
+Draws = NDArray[np.uint8] | NDArray[np.int8]
 
 RESAMPLES = 9999
 # Where values repeat so often, a resample is drawn as counts of the values, which is the same and much faster.
 REPEATED = 8
 # Up to so many values every pattern of signs is tried (2^13 = 8192 < RESAMPLES).
 EXACT = 13
-_KEPT_BYTES, _ROWS = 2**27, 256
+# Draws are kept as bytes, up to so many, and drawn anew each time beyond; a block of rows fits into a core's cache.
+_KEPT_BYTES, _ROWS = 2**27, 128
 # Two sums that differ by less than rounding are a tie, and a tie counts against a difference.
 _TIE = 1e-6
 
@@ -73,7 +74,7 @@ def sign_flip_p(values: Values, seed: int = 0) -> float:
         positive = rng.binomial(numbers, 0.5, size=(RESAMPLES, len(sizes)))
         flipped = (2 * positive - numbers) @ sizes
     else:
-        flipped = _products(_signs, moved, (seed, 0))
+        flipped = _products(_signs, values, (seed, 0))
     return float(1 + (np.abs(flipped) >= observed).sum()) / (RESAMPLES + 1)
 
 
@@ -91,8 +92,8 @@ def _products(draw: Callable[..., Draws], values: Values, seeds: tuple[int, ...]
     """Sums of the values, each multiplied by its drawn number, for each draw."""
     scale = float(np.abs(values).max()) or 1.0
     columns = (values / scale).astype(np.float32)
-    blocks = (block.astype(np.float32) @ columns for block in _blocks(draw, len(values), seeds))
-    return np.concatenate(list(blocks)).astype(np.float64) * scale
+    products = [block.astype(np.float32) @ columns for block in _blocks(draw, len(values), seeds)]
+    return np.concatenate(products).astype(np.float64) * scale
 
 
 def _blocks(draw: Callable[..., Draws], count: int, seeds: tuple[int, ...]) -> Iterator[Draws]:
@@ -114,11 +115,11 @@ def _drawn(draw: Callable[..., Draws], count: int, seeds: tuple[int, ...]) -> It
         yield draw(rng, min(_ROWS, RESAMPLES - row), count)
 
 
-def _counts(rng: np.random.Generator, rows: int, count: int) -> NDArray[np.uint8]:
+def _counts(rng: np.random.Generator, rows: int, count: int) -> Draws:
     """How often each item is in each resample."""
     chosen = rng.integers(0, count, size=(rows, count)) + count * np.arange(rows)[:, None]
     return np.bincount(chosen.ravel(), minlength=rows * count).reshape(rows, count).astype(np.uint8)
 
 
-def _signs(rng: np.random.Generator, rows: int, count: int) -> NDArray[np.int8]:
+def _signs(rng: np.random.Generator, rows: int, count: int) -> Draws:
     return (1 - 2 * rng.integers(0, 2, size=(rows, count), dtype=np.int8)).astype(np.int8)

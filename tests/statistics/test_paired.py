@@ -197,7 +197,7 @@ def test_seeds_widen_the_interval_and_raise_the_p_value() -> None:
     assert same.seeds == 3
 
 
-@quick
+@settings(max_examples=10, deadline=None)  # statsmodels collects garbage at every call
 @given(RATES)
 def test_holm_is_what_statsmodels_says_and_keeps_the_order(p_values: list[float]) -> None:
     found = holm(p_values)
