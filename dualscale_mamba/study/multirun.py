@@ -38,17 +38,20 @@ class Multirun:
         line: What was typed.
         launch: Runs jobs: lists of overrides and the number of the first.
         at_once: Jobs that the launcher is given at once; None for all.
+        only: Ids of the jobs that are to run now; None for all.
     """
 
     study: StudyFolder
     line: Line
     launch: Launch
     at_once: int | None
+    only: frozenset[str] | None = None
     _failed: list[str] = field(default_factory=list)
 
     def pending(self) -> list[Entry]:
         """Jobs without a result, each once; what another process is at work on comes last."""
-        missing = {e.id: e for e in self.line.entries if not is_done(self.study.job(e.id))}
+        wanted = [e for e in self.line.entries if self.only is None or e.id in self.only]
+        missing = {e.id: e for e in wanted if not is_done(self.study.job(e.id))}
         return sorted(missing.values(), key=lambda entry: is_locked(self.study.job(entry.id)))
 
     def run(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from omegaconf import OmegaConf, open_dict, read_write
 from dualscale_mamba.configuration import studies
 from dualscale_mamba.configuration.resolvers import TYPED_STUDY
 from dualscale_mamba.configuration.validate import InvalidConfigError, problems
+from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.progress import bar
 
 if TYPE_CHECKING:  # Hydra imports its plugins at every start: what runs a study is imported by a study
@@ -38,6 +40,7 @@ class UnionSweeper(BasicSweeper):
         params: One grid, as in Hydra's basic sweeper.
         grids: Several.
         only_list: Print one line of overrides for each missing job and run nothing.
+        search: Objectives and space of a search, in which the results so far decide what runs next.
     """
 
     def __init__(
@@ -46,10 +49,12 @@ class UnionSweeper(BasicSweeper):
         params: dict[str, str] | None = None,
         grids: Sequence[Mapping[str, Any]] | None = None,
         only_list: bool = False,
+        search: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(max_batch_size, params)
         self.grids = list(grids or [])
         self.only_list = only_list
+        self.search = search
         self._on_error = "continue"
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -66,6 +71,8 @@ class UnionSweeper(BasicSweeper):
 
         parser = OverridesParser.create()
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        if self.search is not None:
+            return self._explore(overrides)
         jobs = [job for batch in self.split_arguments(overrides, None) for job in batch]
         multirun = self.multirun(self.entries(jobs, 0))
         multirun.study.write(multirun.line)
@@ -74,6 +81,34 @@ class UnionSweeper(BasicSweeper):
             return []
         studies.begun.append((multirun.study.path, multirun.line.id))
         multirun.run()
+        return []
+
+    def _explore(self, overrides: list[Override]) -> Any:
+        """Run a search, and show what nothing beats."""
+        from dualscale_mamba.study.exploration import Exploration, narrowed, show_found
+        from dualscale_mamba.study.search import Search
+
+        if self.only_list or self.grids:
+            key = "only_list" if self.only_list else "grids"
+            raise ConfigError(f"hydra.sweeper.{key}", "...", "nothing beside hydra.sweeper.search")
+        plain: Any = OmegaConf.to_container(OmegaConf.create({"search": self.search}), resolve=True)
+        fixed, settings = narrowed(plain["search"], overrides)
+        (base,) = self.entries([fixed], 0)
+        study = self.multirun([base]).study
+        search = Search.open(settings, study.path, base.id)
+
+        def launch(known: Sequence[Entry], now: Sequence[Entry]) -> None:
+            whole = self.multirun(known)
+            line = replace(whole.line, id=search.id)
+            study.write(line)
+            replace(whole, line=line, only=frozenset(entry.id for entry in now)).run()
+
+        studies.begun.append((study.path, search.id))
+        try:
+            Exploration(search, fixed, self.entries, launch, study.jobs, self._on_error).run()
+        finally:
+            search.close()
+            show_found(study, search)
         return []
 
     def split_arguments(  # type: ignore[override]
@@ -165,6 +200,7 @@ ConfigStore.instance().store(
         "params": None,
         "grids": None,
         "only_list": False,
+        "search": None,
     },
     provider="dualscale_mamba",
 )

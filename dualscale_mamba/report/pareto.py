@@ -1,0 +1,180 @@
+"""What a search has found: the settings that no other one beats in every objective, as a table and a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dualscale_mamba.report.collect import Job, labels
+from dualscale_mamba.report.picture import MARKERS, _clean, _figure, _save, colour_of
+from dualscale_mamba.report.tables import console, key_metrics, number
+from dualscale_mamba.study.search import front
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PARETO = "pareto.png"
+LOG_FROM_RATIO = 20.0  # values that differ by more are drawn on a logarithmic axis
+MAX_NAMED = 12
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One metric that a search wants low or high.
+
+    Attributes:
+        metric: Its name in ``result.json``.
+        unit: Its unit.
+        better: ``lower`` or ``higher``.
+    """
+
+    metric: str
+    unit: str
+    better: str
+
+    @property
+    def head(self) -> str:
+        """Its short name."""
+        return key_metrics([self.metric]).get(self.metric, self.metric)
+
+    @property
+    def title(self) -> str:
+        """For an axis: short name, where it was measured, unit and direction."""
+        unit = f", {self.unit}" if self.unit else ""
+        place = "" if self.head == self.metric else f" ({self.metric})"
+        return f"{self.head}{place}{unit}: {self.better} is better"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The finished jobs of a search.
+
+    Attributes:
+        jobs: In the order in which they ran.
+        objectives: What was searched.
+        best: Places in ``jobs`` that no other job beats.
+    """
+
+    jobs: tuple[Job, ...]
+    objectives: tuple[Objective, ...]
+    best: tuple[int, ...]
+
+    @classmethod
+    def of(cls, jobs: Sequence[Job], wanted: Mapping[str, str | None]) -> Found:
+        """Keep the jobs that have every objective.
+
+        Args:
+            jobs: Of one search.
+            wanted: Metric to ``lower`` or ``higher``; None takes what the results say.
+        """
+        done = tuple(job for job in jobs if all(math.isfinite(job.metrics.get(m, math.nan)) for m in wanted))
+        if not done:
+            return cls((), (), ())
+        known = (done[0].result or {})["metrics"]
+        objectives = tuple(
+            Objective(name, str(known[name].get("unit", "")), better or str(known[name].get("better")))
+            for name, better in wanted.items()
+        )
+        losses = [
+            [job.metrics[o.metric] * (1 if o.better == "lower" else -1) for o in objectives] for job in done
+        ]
+        return cls(done, objectives, tuple(front(losses)))
+
+    def ranked(self) -> list[int]:
+        """``best`` from the lowest first objective to the highest."""
+        return sorted(self.best, key=lambda place: self.jobs[place].metrics[self.objectives[0].metric])
+
+
+def show_front(found: Found) -> None:
+    """Print the jobs that no other one beats."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    total = len(found.jobs)
+    title = (
+        f"Beaten by none of {total} settings" if len(found.objectives) > 1 else f"Best of {total} settings"
+    )
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.add_column("id", no_wrap=True, style="dim")
+    table.add_column("job")
+    for objective in found.objectives:
+        table.add_column(objective.head, justify="right", no_wrap=True)
+    names = labels(found.jobs)
+    for place in found.ranked():
+        job = found.jobs[place]
+        cells = [number(job.metrics[o.metric], o.metric) for o in found.objectives]
+        table.add_row(job.id[:8], names[place], *cells)
+    out = console()
+    out.print()
+    out.print(table)
+
+
+def write_front(path: Path, found: Found, title: str) -> None:
+    """Draw a search: its first objective over each other one, or over the jobs where there is one objective.
+
+    Args:
+        path: PNG file.
+        found: At least one job.
+        title: Of the picture.
+    """
+    others = found.objectives[1:]
+    figure = _figure(9.5, 6.0 * max(len(others), 1), title)
+    rows = figure.subplots(max(len(others), 1), 1, squeeze=False)
+    for row, other in zip(rows, others or (None,), strict=True):
+        _draw(row[0], found, other)
+    _save(figure, path)
+
+
+def _draw(axes: Axes, found: Found, other: Objective | None) -> None:
+    first = found.objectives[0]
+    ys = [job.metrics[first.metric] for job in found.jobs]
+    xs = [job.metrics[other.metric] for job in found.jobs] if other else list(range(1, len(ys) + 1))
+    modes = list(dict.fromkeys(job.scale_mode for job in found.jobs))
+    for index, mode in enumerate(modes):
+        own = [place for place, job in enumerate(found.jobs) if job.scale_mode == mode]
+        sizes = [110 if place in found.best else 36 for place in own]
+        edges = ["black" if place in found.best else "none" for place in own]
+        points = [xs[place] for place in own], [ys[place] for place in own]
+        marker = MARKERS[index % len(MARKERS)]
+        axes.scatter(
+            *points, s=sizes, c=colour_of(mode), marker=marker, edgecolors=edges, linewidths=1.2,
+            label=mode, zorder=3, alpha=0.9,
+        )  # fmt: skip
+    _scale(axes, xs if other else [], ys)
+    if other is not None and len(found.objectives) == 2:
+        _stairs(axes, found, xs, ys, other)
+    _name_best(axes, found, xs, ys)
+    axes.set_xlabel(other.title if other else "setting, in the order of the search", fontsize=9)
+    axes.set_ylabel(first.title, fontsize=9)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, frameon=False, title="scale mode", title_fontsize=8)
+    _clean(axes, f"Beaten by none: {len(found.best)} of {len(found.jobs)} settings (large, with an edge)")
+
+
+def _scale(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:
+    for values, scale in ((xs, axes.set_xscale), (ys, axes.set_yscale)):
+        if values and min(values) > 0 and max(values) > LOG_FROM_RATIO * min(values):
+            scale("log")
+
+
+def _stairs(axes: Axes, found: Found, xs: Sequence[float], ys: Sequence[float], other: Objective) -> None:
+    """The border of what was reached: from one best setting to the next only by steps."""
+    ranked = sorted(found.best, key=lambda place: xs[place])
+    # Between two neighbours the one that is worse in x is as good as it gets in y.
+    where: Literal["post", "pre"] = "post" if other.better == "lower" else "pre"
+    line = [xs[place] for place in ranked], [ys[place] for place in ranked]
+    axes.step(*line, where=where, color="black", linewidth=1, alpha=0.5, zorder=2)
+
+
+def _name_best(axes: Axes, found: Found, xs: Sequence[float], ys: Sequence[float]) -> None:
+    names = labels(found.jobs)
+    middle = (min(xs) + max(xs)) / 2
+    for place in found.ranked()[:MAX_NAMED]:
+        right = xs[place] <= middle
+        axes.annotate(
+            names[place], (xs[place], ys[place]), (9 if right else -9, 5), textcoords="offset points",
+            fontsize=8, ha="left" if right else "right", va="bottom", zorder=4,
+        )  # fmt: skip
