@@ -67,8 +67,8 @@ def write_comparison(
         return False
     chosen = line_of(folder, line, everything)
     title, grid = _title(jobs, folder, chosen), Grid.of(jobs)
-    said = _said(jobs, grid, reference)
-    fair = list(_fairness(lights(jobs)))
+    said = _said(jobs, reference)
+    fair = [*_boldness(grid), *_fairness(lights(jobs))]
     notes = [*_missing(jobs), *said, *fair]
     out = console or tables.console()
     out.print()
@@ -83,12 +83,14 @@ def write_comparison(
     write_text(folder / MARKDOWN, markdown(grid, title, texts, chosen))
     write_text(folder / CSV, spreadsheet(jobs))
     write_text(folder / LATEX, latex(grid, title, texts, typed[0] if typed else title))
-    written = [MARKDOWN, CSV, LATEX, *_pictures(folder, jobs, title, chosen)]
+    written = [MARKDOWN, CSV, LATEX, *_pictures(folder, jobs, title, chosen, reference)]
     out.print(f"{folder}/{{{','.join(written)}}}", style="dim", highlight=False, soft_wrap=True)
     return True
 
 
-def _pictures(folder: Path, jobs: Sequence[Job], title: str, line: Line | None) -> Iterator[str]:
+def _pictures(
+    folder: Path, jobs: Sequence[Job], title: str, line: Line | None, reference: str | None
+) -> Iterator[str]:
     """The picture and the page, where something has been measured; what fails must not cost the tables."""
     if any(job.is_done for job in jobs):
         try:
@@ -97,7 +99,7 @@ def _pictures(folder: Path, jobs: Sequence[Job], title: str, line: Line | None) 
         except Exception:
             logger.exception("%s could not be drawn", folder / PICTURE)
     try:
-        importlib.import_module(PAGE_MODULE).write_page(folder / PAGE, jobs, title, line)
+        importlib.import_module(PAGE_MODULE).write_page(folder / PAGE, jobs, title, line, reference)
         yield PAGE
     except Exception:
         logger.exception("%s could not be written", folder / PAGE)
@@ -140,15 +142,18 @@ def _missing(jobs: Sequence[Job]) -> Iterator[Note]:
         yield f"{missing} of {len(jobs)} jobs have no result", "bold red"
 
 
-def _said(jobs: Sequence[Job], grid: Grid, reference: str | None) -> list[Note]:
-    """Warnings, then verdicts, then why nothing is bold."""
+def _said(jobs: Sequence[Job], reference: str | None) -> list[Note]:
+    """Warnings, then verdicts."""
     said = [(f"warning: {text}", "yellow") for text in warnings(jobs)]
     for verdict in verdicts(jobs, reference):
         first = next((effect for effect in verdict.effects if effect.p_value is not None), None)
         said.append((verdict.sentence, "green" if first is not None and first.significant else "default"))
-    if sum(job.is_done for job in jobs) > 1 and not grid.bold:
-        said.append(("no value is bold: none is better than the next by more than the noise", "dim"))
     return said
+
+
+def _boldness(grid: Grid) -> Iterator[Note]:
+    if sum(job.is_done for job in grid.jobs) > 1 and not grid.bold:
+        yield "no value is bold: none is better than the next by more than the noise", "dim"
 
 
 def _fairness(found: Sequence[Light]) -> Iterator[Note]:
