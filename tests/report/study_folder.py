@@ -8,6 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from made_runs import FACTS
+
 MODES = ("single", "dual", "affine", "fp8_e4m3", "control")
 HOSTILE = "</script><script>window.stolen = 1</script><img src=x onerror='window.stolen = 2'>"
 TEXT, TASK = "generated_heldout", "minimal_pairs"
@@ -140,12 +142,12 @@ def write_run(
         "git": {"sha": "a" * 40, "dirty": False},
     }
     config = {"observer": {"percentile": percentile}, "calibration": {"samples": samples}, "seed": 0}
-    fairness = {
-        "kernels": "k" * 64,
-        "weights": "w",
-        "calibration": {"source": "text", "samples": samples},
-        "threads": 2,
+    calibration = {**FACTS["calibration"], "samples": samples}
+    evaluation = {
+        "divergence": {"source": TEXT, "tokens_hash": "t" * 64, "batch_size": 4},
+        TASK: {"tasks": [TASK], "batch_size": 4, "request_order": "o"},
     }
+    fairness = {**FACTS, "calibration": calibration, "evaluation": evaluation}
     write(
         path / "result.json",
         {**status, "metrics": metrics, "environment": environment, "site_summary": {}, "sites": rows,

@@ -20,7 +20,7 @@ from dualscale_mamba.report.html.layers import PICTURED_RUNS, layers, least, pic
 from dualscale_mamba.report.html.page import embedded
 from dualscale_mamba.report.html.quantities import Quantity
 from dualscale_mamba.report.html.settings import ABSENT, compact, matrix
-from dualscale_mamba.report.html.wording import effect_cells, probability, significance
+from dualscale_mamba.report.html.wording import effect_cells, effect_table, probability, significance
 from dualscale_mamba.report.verdicts import Verdict
 from dualscale_mamba.study.folder import Line
 
@@ -271,6 +271,9 @@ def test_marks_say_which_way(effects: list[Effect], kind: str) -> None:
 def test_effects_are_signed_and_say_their_test() -> None:
     cells = effect_cells(effect(1.25, "higher", True))
     assert cells[3] == "+1.25"
-    assert cells[-3:] == ["1,200", "exact McNemar", "significant"]
+    assert cells[7:] == ["significant", "", "1,200", "exact McNemar"]
+    heads, rows = effect_table([effect(1.25, "higher", True)])
+    assert "p, adjusted" not in [head for head, _ in heads], "nothing is in that column"
+    assert [len(row) for row in rows] == [len(heads)]
     assert probability(1e-9) == "< 0.0001"
     assert probability(0.0123) == "0.012"

@@ -12,10 +12,10 @@ from urllib.parse import quote
 from dualscale_mamba.report.collect import Job
 from dualscale_mamba.report.html.evidence import Evidence, gather
 from dualscale_mamba.report.html.layers import layers, least
-from dualscale_mamba.report.html.provenance import files_of, provenance
+from dualscale_mamba.report.html.provenance import files_of, provenance, short
 from dualscale_mamba.report.html.quantities import Quantity, finite, quantities
 from dualscale_mamba.report.html.settings import compact, matrix, series, series_keys
-from dualscale_mamba.report.html.wording import EFFECT_HEADS, LIGHTS, TRACEBACK, effect_cells, significance
+from dualscale_mamba.report.html.wording import LIGHTS, SHOWN_VERDICTS, TRACEBACK, effect_table, significance
 from dualscale_mamba.report.picture import COLOURS, OTHER_COLOUR
 from dualscale_mamba.report.tables import key_metrics
 from dualscale_mamba.study.files import write_text
@@ -70,8 +70,8 @@ def rendered(
             has_arms=any(job.arm for job in jobs),
             evidence=evidence,
             significance=significance,
-            effect_heads=EFFECT_HEADS,
-            effect_cells=effect_cells,
+            shown_verdicts=SHOWN_VERDICTS,
+            effect_table=effect_table,
             light_kinds=LIGHTS,
             differing=matrix(jobs),
             jobs=jobs,
@@ -132,7 +132,7 @@ def _row(path: Path, place: int, job: Job, columns: Sequence[Quantity], evidence
     return {
         "job": job,
         "cells": cells,
-        "links": [(file.name, _relative(file, path.parent)) for file in files_of(job)],
+        "links": [(short(file), _relative(file, path.parent)) for file in files_of(job)],
     }
 
 

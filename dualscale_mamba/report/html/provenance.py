@@ -141,6 +141,11 @@ def _model(result: Mapping[str, Any]) -> str:
     return str(model.get("source") or model.get("name") or "") if isinstance(model, Mapping) else ""
 
 
+def short(file: Path) -> str:
+    """What a link to a run's file is called."""
+    return {"run.log": "log"}.get(file.name, file.stem.replace("_", " "))
+
+
 def files_of(job: Job) -> list[Path]:
     """What a run has left that a reader may open, as far as it exists."""
     names = (RESULT, STATUS, "figure.png", "run.log", "distribution.json", "wandb")

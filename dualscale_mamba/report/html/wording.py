@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dualscale_mamba.report.html.quantities import Quantity
 from dualscale_mamba.report.verdicts import Effect, Verdict
 
+# Verdicts that are shown at once; more are folded away.
+SHOWN_VERDICTS = 8
 # Lines of a traceback that are shown.
 TRACEBACK = 15
 # State of a light: symbol, words.
@@ -14,18 +18,19 @@ LIGHTS = {
     "different": ("✗", "different"),
     "unknown": ("?", "unknown"),
 }
-EFFECT_HEADS = (
-    "Metric",
-    "Reference",
-    "Candidate",
-    "Difference",
-    "95 % interval",
-    "p",
-    "p, adjusted",
-    "Smallest detectable",
-    "Items",
-    "Test",
-    "Verdict",
+# Columns of the table of effects: head, and whether it holds words.
+EFFECT_COLUMNS = (
+    ("Metric", True),
+    ("Reference", False),
+    ("Candidate", False),
+    ("Difference", False),
+    ("95 % interval", False),
+    ("p", False),
+    ("p, adjusted", False),
+    ("Verdict", True),
+    ("Detectable", False),
+    ("Items", False),
+    ("Test", True),
 )
 
 
@@ -47,8 +52,16 @@ def significance(verdict: Verdict) -> tuple[str, str]:
     return kind, text[0].upper() + text[1:]
 
 
+def effect_table(effects: Sequence[Effect]) -> tuple[list[tuple[str, bool]], list[list[tuple[str, bool]]]]:
+    """The columns of a table of effects that hold anything: heads, then rows, each text with whether it is words."""
+    rows = [effect_cells(effect) for effect in effects]
+    used = [place for place in range(len(EFFECT_COLUMNS)) if any(row[place] for row in rows)]
+    heads = [EFFECT_COLUMNS[place] for place in used]
+    return heads, [[(row[place], EFFECT_COLUMNS[place][1]) for place in used] for row in rows]
+
+
 def effect_cells(effect: Effect) -> list[str]:
-    """One row of the table of effects, in the order of ``EFFECT_HEADS``."""
+    """One row of the table of effects, in the order of ``EFFECT_COLUMNS``."""
     quantity = Quantity.of(effect.metric, effect.head, effect.unit, effect.better)
     interval = "" if effect.low is None else f"{quantity.text(effect.low)} to {quantity.text(effect.high)}"
     return [
@@ -59,10 +72,10 @@ def effect_cells(effect: Effect) -> list[str]:
         interval,
         probability(effect.p_value),
         probability(effect.adjusted),
+        "significant" if effect.significant else "within the noise",
         quantity.text(effect.detectable),
         f"{effect.items:,}" if effect.items else "",
         effect.test,
-        "significant" if effect.significant else "within the noise",
     ]
 
 

@@ -74,10 +74,14 @@
     for (const mode of unique(chosen.map((run) => run.mode))) {
       const own = chosen.filter((run) => run.mode === mode);
       traces.push({
-        x: own.map((run) => run.values[x]), y: own.map((run) => run.values[y]), mode: "markers", name: plain(mode || "run"),
+        x: own.map((run) => run.values[x]), y: own.map((run) => run.values[y]), mode: "markers", legendgroup: mode, showlegend: false,
         marker: { color: colour(mode), size: 10, symbol: own.map(symbolOf), line: { color: variable("--paper"), width: 1 } },
         text: own.map((run) => hover(run, x, y)), hovertemplate: "%{text}<extra></extra>",
         ...errors(own, x, "x"), ...errors(own, y, "y"),
+      });
+      traces.push({
+        x: [null], y: [null], mode: "markers", name: plain(mode || "run"), legendgroup: mode, hoverinfo: "skip",
+        marker: { color: colour(mode), size: 10, symbol: "circle" },
       });
     }
     for (const kind of kinds) {
@@ -122,6 +126,17 @@
   const end = (tails.length ? Math.max(...tails) : 0) + 0.5;
   const place = (percentile) => (percentile >= 100 ? end : -Math.log10(100 - percentile));
 
+  /* Round percentiles first, then whatever fits between them. */
+  const isRound = (value) => value === 100 || Math.abs(Math.log10(100 - value) - Math.round(Math.log10(100 - value))) < 1e-6;
+  const readableTicks = (most) => {
+    const [low, high] = [place(percentiles[0]), place(percentiles.at(-1))];
+    const kept = [];
+    for (const value of [...percentiles].sort((a, b) => isRound(b) - isRound(a) || a - b)) {
+      if (kept.every((other) => Math.abs(place(other) - place(value)) * most >= high - low)) kept.push(value);
+    }
+    return kept;
+  };
+
   const curves = () => {
     const metric = choice("curve-y");
     const log = element("log-curve").checked;
@@ -158,7 +173,7 @@
     if (off) {
       shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: off.values[metric], y1: off.values[metric], line: { color: variable("--edge"), dash: "dot", width: 1.5 } });
     }
-    const ticks = narrow() ? percentiles.filter((value) => value === 100 || Number.isInteger(Math.log10(100 - value).toFixed(6) * 1)) : percentiles;
+    const ticks = readableTicks(narrow() ? 6 : 16);
     const values = curved.flatMap((run) => [run.values[metric], ...(run.intervals[metric] ?? [])]);
     return {
       traces,

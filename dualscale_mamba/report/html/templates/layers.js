@@ -134,7 +134,7 @@
   };
 
   const show = () => {
-    element("layer-text").textContent = `${layer()}, of ${layersOf(chosen())[0]} to ${layersOf(chosen()).at(-1)}`;
+    element("layer-text").textContent = `${layer()} (${layersOf(chosen())[0]} to ${layersOf(chosen()).at(-1)})`;
     element("layer").setAttribute("aria-valuetext", `layer ${layer()}`);
     table();
     for (const id of ["signal", "reach", "histogram"]) redraw(id);

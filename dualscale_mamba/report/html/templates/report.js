@@ -48,6 +48,7 @@ const report = (() => {
     const paper = channels(variable("--paper"));
     const target = luminance(paper) > 0.5 ? 0 : 255;
     let rgb = channels(hex);
+    if (target === 255 && Math.max(...rgb) < 32) rgb = channels(variable("--ink")); /* black on dark is white */
     for (let step = 0; step < 30 && contrast(rgb, paper) < 3; step += 1) {
       rgb = rgb.map((value) => value + (target - value) * 0.08);
     }
