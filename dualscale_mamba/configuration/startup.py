@@ -109,7 +109,7 @@ def _compare() -> None:
         from dualscale_mamba.report import write_comparison
 
         try:
-            write_comparison(folder)
+            write_comparison(folder, line=line)
         except Exception:
             logger.exception("the comparison of %s could not be written", folder)
 
