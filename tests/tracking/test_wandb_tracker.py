@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -110,3 +111,54 @@ def test_client_that_does_not_start_stops_nothing(
     with WandbTracker().tracking(tmp_path, config, "abc") as run:
         run.log(RESULT, tmp_path)
     assert any("result.json has it all" in record.getMessage() for record in caplog.records)
+
+
+def artifacts(folder: Path) -> dict[str, Any]:
+    from wandb_log import finished
+
+    found = [record.artifact for record in finished(logs(folder)[0]) if record.HasField("artifact")]
+    return {artifact.type: artifact for artifact in found}
+
+
+def test_runs_point_to_the_same_statistics_by_content(tmp_path: Path, config: DictConfig) -> None:
+    names = []
+    for number in range(2):
+        folder = tmp_path / f"run{number}"
+        statistics = tmp_path / f"cache{number}" / "key.safetensors"
+        statistics.parent.mkdir()
+        statistics.write_bytes(b"counts")
+        with WandbTracker().tracking(folder, config, folder.name) as run:
+            run.log({**RESULT, "artifacts": {"calibration": str(statistics)}}, folder)
+        names.append(artifacts(folder)["calibration"].name)
+    assert names[0] == names[1]
+    assert names[0].startswith("calibration-")
+
+
+def test_checkpoint_is_an_artifact_with_its_quantization(tmp_path: Path, config: DictConfig) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (checkpoint / name).write_bytes(b"{}")
+    with WandbTracker().tracking(tmp_path, config, "abc") as run:
+        run.log({**RESULT, "artifacts": {"checkpoint": str(checkpoint)}}, tmp_path)
+    found = artifacts(tmp_path)["quantized-model"]
+    assert found.name == "tiny-quantized"
+    assert {entry.path for entry in found.manifest.contents} == {"config.json", "model.safetensors"}
+    assert json.loads(found.metadata)["scale_mode"] == {"fine_codes": 160}
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_large_and_missing_files_are_no_artifacts(tmp_path: Path, config: DictConfig, gone: bool) -> None:
+    statistics = tmp_path / "key.safetensors"
+    if not gone:
+        statistics.write_bytes(b"x" * 2000)
+    with WandbTracker(artifact_mb=0.001).tracking(tmp_path, config, "abc") as run:
+        run.log({**RESULT, "artifacts": {"calibration": str(statistics)}}, tmp_path)
+    assert "calibration" not in artifacts(tmp_path)
+    record = run_record(tmp_path)
+    assert record.run_id == "abc"
+
+
+def test_size_of_artifacts_is_checked() -> None:
+    with pytest.raises(ConfigError, match=r"tracker\.artifact_mb=-1"):
+        WandbTracker(artifact_mb=-1)
