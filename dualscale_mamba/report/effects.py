@@ -83,9 +83,10 @@ def effects(runs: Runs, windows: Sequence[tuple[str, str, str]] = OVER_WINDOWS) 
     common = {
         name: own
         for name, own in measured(runs.jobs).items()
-        if all(column.ids == own[0].ids for column in own) and len(values_of(own[0], runs.half)) > 1
+        if all(column.ids == own[0].ids for column in own) and len(values_of(own[0], runs.split)) > 1
     }
     heads = key_metrics(common)
+    alone = sum(own[0].is_perplexity for own in common.values()) == 1
     tasks = accuracies(list(common))
     found = []
     single = [_of_items((name, heads[name], "points", "higher"), [common[name]], runs) for name in tasks]
@@ -98,7 +99,8 @@ def effects(runs: Runs, windows: Sequence[tuple[str, str, str]] = OVER_WINDOWS) 
         for name in common:
             match = re.fullmatch(pattern, name)
             if match:
-                head = heads.get(name, f"{name.rpartition('/')[2]} {match[1]}".replace("_", " "))
+                source = "" if alone else f" {match[1]}".replace("_", " ")
+                head = heads.get(name, f"ppl{source}")
                 found.append(_of_items((name, head, unit, better), [common[name]], runs))
     return tuple(found)
 
@@ -120,7 +122,7 @@ def _of_items(told: tuple[str, str, str, str], parts: Sequence[Sequence[Column]]
         parts: For each metric its columns, one a run.
         runs: Of the two arms.
     """
-    numbers = _numbers(tuple(tuple(own) for own in parts), len(runs.reference), runs.half)
+    numbers = _numbers(tuple(tuple(own) for own in parts), len(runs.reference), runs.split)
     found, reference, candidate = numbers.paired, numbers.reference, numbers.candidate
     ends = (found.mean, found.low, found.high, found.detectable)
     if parts[0][0].is_perplexity:
@@ -156,9 +158,9 @@ class _Numbers:
 
 
 @lru_cache(maxsize=COMPARISONS_KEPT)
-def _numbers(parts: tuple[tuple[Column, ...], ...], seeds: int, half: int | None) -> _Numbers:
+def _numbers(parts: tuple[tuple[Column, ...], ...], seeds: int, split: str | None) -> _Numbers:
     """Compare columns, the first ``seeds`` of which are the reference's; kept, for several reports ask for the same."""
-    rows = [np.stack([values_of(column, half) for column in own]) for own in parts]
+    rows = [np.stack([values_of(column, split) for column in own]) for own in parts]
     sides = [(own[:seeds], own[seeds:]) for own in rows]
     reference, candidate = (float(np.mean([side[arm].mean() for side in sides])) for arm in (0, 1))
     if len(sides) == seeds == 1 and all(column.is_outcome for column in parts[0]):

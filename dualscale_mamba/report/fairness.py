@@ -28,8 +28,9 @@ LIGHTS = {
     "recipe": r"fairness\.(linear_input_scale|rotate)",
     SEED: r"config\.(calibration\.)?seed",
 }
-# Facts that say nothing of a run that quantizes no activation.
-OF_QUANTIZED = re.compile(r"fairness\.(calibration|x_proj|bits_per_value|sites|linear_input_scale|rotate)")
+# Facts that say nothing of a run whose SSM input has no code, and of one that quantizes no activation at all.
+OF_CODES = re.compile(r"fairness\.x_proj")
+OF_QUANTIZED = re.compile(r"fairness\.(calibration|bits_per_value|sites|linear_input_scale|rotate)")
 NONE, MISSING = "none", "unknown"
 HASH_DIGITS, VALUE_WIDTH = 8, 80
 
@@ -67,7 +68,8 @@ def _facts(job: Job) -> dict[str, Any]:
     result = job.result or {}
     parts = {key: result.get(key) for key in ("fairness", "environment", "config")}
     found = dict(flattened({key: part for key, part in parts.items() if isinstance(part, Mapping)}))
-    known = {key: value for key, value in found.items() if not key.startswith("fairness.seed")}
+    # The seeds are among the settings, which every run has.
+    known = {key: value for key, value in found.items() if not re.fullmatch(r"fairness\..*\bseed", key)}
     device = known.get("fairness.device")
     if device is not None:  # the same kind of device under another number is no difference
         known["fairness.device"] = str(device).partition(":")[0]
@@ -80,9 +82,10 @@ def _light(name: str, keys: Sequence[str], jobs: Sequence[Job], facts: Sequence[
     differing = [index for index, column in enumerate(columns) if len(set(column) - {NONE}) > 1]
     unknown = not keys or any(MISSING in column for column in columns)
     shown = differing or range(min(2, len(keys)))
+    texts = {index: _shown(keys[index], columns[index], len(shown) > 1) for index in shown}
     values = {
-        job.label or job.id: ", ".join(_short(keys[index], row[index], len(shown) > 1) for index in shown)
-        for job, row in zip(jobs, rows, strict=True)
+        job.label or job.id: ", ".join(texts[index][place] for index in shown)
+        for place, job in enumerate(jobs)
     }
     # What some runs do not say is unknown; where those that say it disagree it differs all the same.
     clear = any(len(set(columns[index]) - {NONE, MISSING}) > 1 for index in differing)
@@ -97,9 +100,21 @@ def _light(name: str, keys: Sequence[str], jobs: Sequence[Job], facts: Sequence[
 def _value(job: Job, fact: Mapping[str, Any], key: str) -> str:
     if key not in fact:
         return MISSING
-    if job.scale_mode == UNQUANTIZED and OF_QUANTIZED.match(key) and not fact.get("fairness.sites"):
+    if job.scale_mode == UNQUANTIZED and (
+        OF_CODES.match(key) or (OF_QUANTIZED.match(key) and not fact.get("fairness.sites"))
+    ):
         return NONE
     return str(fact[key])
+
+
+def _shown(key: str, values: Sequence[str], named: bool) -> list[str]:
+    """The values of one fact: of lists only what not all of them have."""
+    if all(value.startswith("[") for value in values) and len(set(values)) > 1:
+        lists = [[part.strip(" '\"") for part in value.strip("[]").split(",")] for value in values]
+        common = set(lists[0]).intersection(*lists)
+        own = [", ".join(part for part in parts if part not in common) for parts in lists]
+        return [_short(key, f"with {parts}" if parts else "without", named) for parts in own]
+    return [_short(key, value, named) for value in values]
 
 
 def _short(key: str, value: str, named: bool) -> str:

@@ -14,9 +14,10 @@ from dualscale_mamba.report.arms import Variant
 from dualscale_mamba.report.collect import Job
 from dualscale_mamba.report.items import ACCURACY, Column, accuracies, columns, halves
 
-# What decides where there is no task.
-DECIDING = (r"divergence/(.+)/kl", r"perplexity/(.+)/perplexity")
+DIVERGENCE, PERPLEXITY = r"divergence/(.+)/kl", r"perplexity/(.+)/perplexity"
+# Halves of the items that settings were chosen on.
 CHOOSING, TESTING = 0, 1
+WINDOWS, TASKS = "windows", "tasks"
 
 
 @dataclass(frozen=True)
@@ -26,20 +27,20 @@ class Runs:
     Attributes:
         reference: Of the reference, one a seed.
         candidate: Of the candidate, in the same order.
-        half: Which half of the items to look at, or None for all.
+        split: Kind of items that settings were chosen on, ``windows`` or ``tasks``: only their other half counts.
     """
 
     reference: tuple[Job, ...]
     candidate: tuple[Job, ...]
-    half: int | None = None
+    split: str | None = None
 
     @classmethod
-    def of(cls, reference: Variant, candidate: Variant, half: int | None = None) -> Runs:
+    def of(cls, reference: Variant, candidate: Variant, split: str | None = None) -> Runs:
         """Pair the runs of two variants: by the seeds that both have, else the first run of each."""
         both = [seed for seed in reference.runs if seed in candidate.runs]
         if not both:
-            return cls((reference.first,), (candidate.first,), half)
-        return cls(tuple(reference.runs[s] for s in both), tuple(candidate.runs[s] for s in both), half)
+            return cls((reference.first,), (candidate.first,), split)
+        return cls(tuple(reference.runs[s] for s in both), tuple(candidate.runs[s] for s in both), split)
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -53,10 +54,11 @@ def measured(runs: Sequence[Job]) -> dict[str, list[Column]]:
     return {name: [own[name] for own in found] for name in found[0] if all(name in own for own in found)}
 
 
-def primary(names: Sequence[str]) -> list[str]:
-    """What decides: accuracy over the tasks if there are any, else divergence, else perplexity."""
-    windows = (name for pattern in DECIDING for name in names if re.fullmatch(pattern, name))
-    return accuracies(names) or list(windows)[:1]
+def deciding(names: Sequence[str]) -> list[str]:
+    """What settings of an arm are chosen by: divergence, which noise moves least, else accuracy, else perplexity."""
+    windows = [name for kind in (DIVERGENCE, PERPLEXITY) for name in names if re.fullmatch(kind, name)][:1]
+    tasks = accuracies(names)
+    return windows if windows and (re.fullmatch(DIVERGENCE, windows[0]) or not tasks) else tasks
 
 
 def mismatches(runs: Runs) -> list[str]:
@@ -82,10 +84,19 @@ def score(variant: Variant, names: Sequence[str]) -> float:
         if not all(name in own for name in names):
             return -math.inf
         sign = 1.0 if ACCURACY.fullmatch(names[0]) else -1.0
-        totals.append(sign * float(np.mean([values_of(own[name], CHOOSING).mean() for name in names])))
+        totals.append(sign * float(np.mean([_chosen_on(own[name]).mean() for name in names])))
     return float(np.mean(totals))
 
 
-def values_of(column: Column, half: int | None) -> NDArray[np.float64]:
-    """(items,) of all items or of one half."""
-    return column.values if half is None else column.values[halves(len(column.values))[half]]
+def _chosen_on(column: Column) -> NDArray[np.float64]:
+    return values_of(column, kind_of(column), CHOOSING)
+
+
+def kind_of(column: Column) -> str:
+    """Whether the items are windows of a text or documents of a task."""
+    return TASKS if column.task else WINDOWS
+
+
+def values_of(column: Column, split: str | None = None, half: int = TESTING) -> NDArray[np.float64]:
+    """(items,): all of them, or one half of those that settings were chosen on."""
+    return column.values[halves(len(column.values))[half]] if kind_of(column) == split else column.values

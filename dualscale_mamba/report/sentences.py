@@ -18,7 +18,7 @@ def sentence(
     effects: Sequence[Effect],
     mismatches: Sequence[str],
     *,
-    halved: bool,
+    split: str | None,
     seeds: int,
 ) -> str:
     """A verdict on one line.
@@ -28,7 +28,7 @@ def sentence(
         names: Of the reference and of the candidate.
         effects: The deciding one first.
         mismatches: Why something could not be compared.
-        halved: Whether settings were chosen on one half of the items.
+        split: Kind of items on one half of which settings were chosen.
         seeds: Runs of each arm.
     """
     place = f"{setting}: " if setting else ""
@@ -42,9 +42,8 @@ def sentence(
     parts += list(mismatches)
     if tested:
         runs = f"{seeds} seeds" if seeds > 1 else "one run each"
-        parts.append(
-            runs + (", settings chosen on one half of the items, tested on the other" if halved else "")
-        )
+        chosen = f", settings chosen on one half of the {split}, compared there on the other" if split else ""
+        parts.append(runs + chosen)
     return f"{place}{names[1]} vs {names[0]}: " + "; ".join(parts)
 
 
@@ -93,7 +92,7 @@ def _place(effect: Effect) -> str:
         return effect.metric
     if effect.unit == "points" and not effect.metric.startswith("divergence/"):
         return effect.metric.partition("/")[0]
-    return {"ppl": "perplexity"}.get(effect.head, effect.head)
+    return effect.head.replace("ppl", "perplexity", 1) if effect.unit == "perplexity" else effect.head
 
 
 def _size(effect: Effect, value: float) -> str:

@@ -13,8 +13,8 @@ from dualscale_mamba.report.collect import Job
 from dualscale_mamba.report.costs import LATENCY, costs
 from dualscale_mamba.report.effects import OVER_WINDOWS, Effect, effects
 from dualscale_mamba.report.fairness import Light, lights
-from dualscale_mamba.report.items import OVER_TASKS, accuracies, columns, columns_of, interval
-from dualscale_mamba.report.pairs import TESTING, Runs, measured, mismatches, primary, score
+from dualscale_mamba.report.items import ACCURACY, OVER_TASKS, accuracies, columns, columns_of, interval
+from dualscale_mamba.report.pairs import TASKS, WINDOWS, Runs, deciding, measured, mismatches, score
 from dualscale_mamba.report.sentences import sentence, told
 from dualscale_mamba.statistics import SIGNIFICANT, compare, compare_outcomes, holm
 
@@ -58,9 +58,10 @@ class Verdict:
 def verdicts(jobs: Sequence[Job], reference: str | None = None) -> list[Verdict]:
     """Compare every arm with the reference of its setting.
 
-    An arm with several settings of its own (percentile, split of the codes) stands for the best of them, chosen on one
-    half of the items and compared on the other: the least of several noisy numbers, on the items that made it the
-    least, is too low (Cawley and Talbot, "On Over-fitting in Model Selection", JMLR 11, 2010).
+    An arm with several settings of its own (percentile, split of the codes) stands for the best of them, chosen by the
+    divergence on one half of the windows and compared on the other: the least of several noisy numbers, on the items
+    that made it the least, is too low (Cawley and Talbot, "On Over-fitting in Model Selection", JMLR 11, 2010).
+    Documents of tasks, on which nothing was chosen, all count. Without a divergence the tasks are halved instead.
 
     Args:
         jobs: Of a study.
@@ -77,30 +78,30 @@ def verdicts(jobs: Sequence[Job], reference: str | None = None) -> list[Verdict]
 
 
 def _verdict(setting: Setting, candidates: Sequence[Variant]) -> Verdict:
-    reference, candidate, half = _chosen(setting.reference, candidates)
-    runs = Runs.of(reference, candidate, half)
+    reference, candidate, split = _chosen(setting.reference, candidates)
+    runs = Runs.of(reference, candidate, split)
     found = (*effects(runs), *costs(runs))
     text = sentence(
         setting.name,
         (reference.name, candidate.name),
         found,
         mismatches(runs),
-        halved=half is not None,
+        split=split,
         seeds=len(runs.reference),
     )
     return Verdict(setting.name, runs.reference[0], runs.candidate[0], found, lights(runs.jobs), text)
 
 
-def _chosen(first: Sequence[Variant], second: Sequence[Variant]) -> tuple[Variant, Variant, int | None]:
-    """The variant of each arm that the choosing half prefers, and the half to compare them on."""
+def _chosen(first: Sequence[Variant], second: Sequence[Variant]) -> tuple[Variant, Variant, str | None]:
+    """The variant of each arm that the choosing half prefers, and the kind of items that it was chosen on."""
     if len(first) == len(second) == 1:
         return first[0], second[0], None
     runs = [run for variant in (*first, *second) for run in variant.runs.values()]
-    names = primary(list(measured([run for run in runs if columns(run)] or runs)))
+    names = deciding(list(measured([run for run in runs if columns(run)] or runs)))
     if not names:
         return first[0], second[0], None
     best = [max(variants, key=lambda variant: score(variant, names)) for variants in (first, second)]
-    return best[0], best[1], TESTING
+    return best[0], best[1], TASKS if ACCURACY.fullmatch(names[0]) else WINDOWS
 
 
 def warnings(jobs: Sequence[Job]) -> list[str]:

@@ -102,6 +102,18 @@ def test_values_are_told_by_label(tmp_path: Path) -> None:
     assert light.values == {"single": "kkkkkkkk", "dual": "other"}
 
 
+def test_lists_are_told_by_what_not_all_have(tmp_path: Path) -> None:
+    pair(tmp_path, {"sites": ["ssm_input", "z"]})
+    light = next(light for light in lights(collect(tmp_path)) if light.name == "bits")
+    assert light.values == {"single": "without", "dual": "with z"}
+
+
+def test_how_x_proj_reads_codes_says_nothing_of_a_run_without_them(tmp_path: Path) -> None:
+    made_run(tmp_path / "a", "single")
+    made_run(tmp_path / "f", "fp16", number=1, facts={"sites": ["z"], "x_proj_product": "decoded"})
+    assert states(tmp_path)["x_proj reader"] == "equal"
+
+
 def test_nothing_finished_has_no_state_to_tell(tmp_path: Path) -> None:
     made_run(tmp_path, "single", state="failed")
     assert all(not light.values for light in lights(collect(tmp_path)))

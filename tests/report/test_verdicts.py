@@ -80,9 +80,26 @@ def test_settings_of_an_arm_are_chosen_on_one_half_and_tested_on_the_other(tmp_p
         folder = tmp_path / f"v{index:02d}"
         made_run(folder, "dual", number=index + 1, config=config, items={"divergence": windows(noisy)})
     (verdict,) = verdicts(collect(tmp_path))
-    assert "settings chosen on one half of the items, tested on the other" in verdict.sentence
+    assert "settings chosen on one half of the windows, compared there on the other" in verdict.sentence
     assert verdict.effects[0].items == 12
     assert not verdict.effects[0].significant
+
+
+@pytest.mark.parametrize(("with_windows", "counted"), [(True, 60), (False, 30)])
+def test_documents_all_count_where_settings_were_chosen_on_windows(
+    tmp_path: Path, with_windows: bool, counted: int
+) -> None:
+    items = {"pairs": documents("pairs", [0.0, 1.0] * 30)}
+    for number, (mode, percentile) in enumerate([("single", 99.0), ("single", 99.9), ("dual", 99.0)]):
+        kl = BASE * (2 if percentile == 99.0 else 1)
+        own = {**items, "divergence": windows(kl)} if with_windows else items
+        config = {"observer": {"percentile": percentile}}
+        made_run(tmp_path / str(number), mode, number=number, config=config, items=own)
+    (verdict,) = verdicts(collect(tmp_path))
+    assert verdict.effects[0].items == counted
+    if with_windows:
+        assert "dual 99 % vs single 99.9 %" in verdict.sentence
+        assert verdict.effects[1].items == 12
 
 
 def test_arms_are_compared_within_a_setting(tmp_path: Path) -> None:
@@ -160,7 +177,7 @@ def test_better_than_unquantized_is_warned_of(tmp_path: Path) -> None:
     made_run(tmp_path / "a", "single", number=1, items={"divergence": windows(BASE, 2.9 + BASE)})
     made_run(tmp_path / "b", "dual", number=2, items={"divergence": windows(BASE, 3.0 + BASE)})
     (warning,) = warnings(collect(tmp_path))
-    assert warning.startswith("single is better than fp16: perplexity text -9.3 %")
+    assert warning.startswith("single is better than fp16: perplexity -9.3 %")
 
 
 def test_only_a_winner_beyond_the_noise_stands_out(tmp_path: Path) -> None:
