@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dualscale_mamba.report.collect import Job, labels
 from dualscale_mamba.report.picture import MARKERS, _clean, _figure, _save, colour_of
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PARETO = "pareto.png"
 LOG_FROM_RATIO = 20.0  # values that differ by more are drawn on a logarithmic axis
-MAX_NAMED = 12
+MAX_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,16 @@ def show_front(found: Found) -> None:
         f"Beaten by none of {total} settings" if len(found.objectives) > 1 else f"Best of {total} settings"
     )
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.add_column("", justify="right")
     table.add_column("id", no_wrap=True, style="dim")
     table.add_column("job")
     for objective in found.objectives:
         table.add_column(objective.head, justify="right", no_wrap=True)
     names = labels(found.jobs)
-    for place in found.ranked():
+    for rank, place in enumerate(found.ranked(), 1):
         job = found.jobs[place]
         cells = [number(job.metrics[o.metric], o.metric) for o in found.objectives]
-        table.add_row(job.id[:8], names[place], *cells)
+        table.add_row(str(rank), job.id[:8], names[place], *cells)
     out = console()
     out.print()
     out.print(table)
@@ -121,7 +122,7 @@ def write_front(path: Path, found: Found, title: str) -> None:
         title: Of the picture.
     """
     others = found.objectives[1:]
-    figure = _figure(9.5, 6.0 * max(len(others), 1), title)
+    figure = _figure(11.0, 5.5 * max(len(others), 1), title)
     rows = figure.subplots(max(len(others), 1), 1, squeeze=False)
     for row, other in zip(rows, others or (None,), strict=True):
         _draw(row[0], found, other)
@@ -135,14 +136,14 @@ def _draw(axes: Axes, found: Found, other: Objective | None) -> None:
     modes = list(dict.fromkeys(job.scale_mode for job in found.jobs))
     for index, mode in enumerate(modes):
         own = [place for place, job in enumerate(found.jobs) if job.scale_mode == mode]
-        sizes = [110 if place in found.best else 36 for place in own]
-        edges = ["black" if place in found.best else "none" for place in own]
-        points = [xs[place] for place in own], [ys[place] for place in own]
-        marker = MARKERS[index % len(MARKERS)]
-        axes.scatter(
-            *points, s=sizes, c=colour_of(mode), marker=marker, edgecolors=edges, linewidths=1.2,
-            label=mode, zorder=3, alpha=0.9,
-        )  # fmt: skip
+        look: dict[str, Any] = {"color": colour_of(mode), "marker": MARKERS[index % len(MARKERS)]}
+        for places, size, edge in (
+            ([place for place in own if place not in found.best], 40, "none"),
+            ([place for place in own if place in found.best], 130, "black"),
+        ):
+            points = [xs[place] for place in places], [ys[place] for place in places]
+            axes.scatter(*points, s=size, edgecolors=edge, linewidths=1.3, zorder=3, alpha=0.9, **look)
+        axes.scatter([], [], s=60, label=mode, **look)  # the legend's own
     _scale(axes, xs if other else [], ys)
     if other is not None and len(found.objectives) == 2:
         _stairs(axes, found, xs, ys, other)
@@ -150,7 +151,7 @@ def _draw(axes: Axes, found: Found, other: Objective | None) -> None:
     axes.set_xlabel(other.title if other else "setting, in the order of the search", fontsize=9)
     axes.set_ylabel(first.title, fontsize=9)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, frameon=False, title="scale mode", title_fontsize=8)
+    axes.legend(fontsize=8, title="scale mode", title_fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _clean(axes, f"Beaten by none: {len(found.best)} of {len(found.jobs)} settings (large, with an edge)")
 
 
@@ -170,11 +171,14 @@ def _stairs(axes: Axes, found: Found, xs: Sequence[float], ys: Sequence[float], 
 
 
 def _name_best(axes: Axes, found: Found, xs: Sequence[float], ys: Sequence[float]) -> None:
+    """A number in each of the best, as in the table, and what it stands for beside the picture."""
     names = labels(found.jobs)
-    middle = (min(xs) + max(xs)) / 2
-    for place in found.ranked()[:MAX_NAMED]:
-        right = xs[place] <= middle
-        axes.annotate(
-            names[place], (xs[place], ys[place]), (9 if right else -9, 5), textcoords="offset points",
-            fontsize=8, ha="left" if right else "right", va="bottom", zorder=4,
+    for rank, place in enumerate(found.ranked(), 1):
+        axes.text(
+            xs[place], ys[place], str(rank), color="white", fontsize=7, fontweight="bold", ha="center",
+            va="center_baseline", zorder=4,
         )  # fmt: skip
+    ranked = list(enumerate(found.ranked(), 1))
+    rows = [f"{rank}  {names[place]}" for rank, place in ranked[:MAX_NAMED]]
+    rows += ["..."] * (len(ranked) > MAX_NAMED)
+    axes.text(1.015, 0.0, "\n".join(rows), transform=axes.transAxes, fontsize=8, va="bottom", linespacing=1.5)

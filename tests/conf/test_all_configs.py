@@ -23,7 +23,10 @@ from dualscale_mamba.configuration.validate import problems
 Compose = Callable[..., DictConfig]
 ROOT = CONF.parent
 LISTS = ("evaluation", "profiling")
-SWEEPS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
+# A search has no jobs before it runs.
+SWEEPS = sorted(
+    path.stem for path in (ROOT / "sweeps").glob("*.yaml") if "  search:\n" not in path.read_text()
+)
 FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml") if path.parent.name != "hydra")
 # What a machine may lack: third-party data, local checkpoints, the packages of other trackers.
 NEEDS = ("data.root=None", "paths.checkpoints=None", "model.source=", "dualscale_mamba[trackers]")

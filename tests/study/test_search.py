@@ -11,16 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+from dualscale_mamba.configuration import startup
 from dualscale_mamba.errors import ConfigError
+from dualscale_mamba.report.collect import Job
+from dualscale_mamba.report.pareto import Found, show_front, write_front
+from dualscale_mamba.study.exploration import narrowed
+from dualscale_mamba.study.files import read_json
+from dualscale_mamba.study.folder import StudyFolder
 from dualscale_mamba.study.search import Search, front
-from dualscale_mamba.study.space import Dimension, SearchSpace
+from dualscale_mamba.study.space import Dimension, SearchSpace, Settings
 
-optuna = pytest.importorskip("optuna")
+pytest.importorskip("optuna")
 
 ROOT = Path(__file__).resolve().parents[2]
+SEARCHES = [path for path in (ROOT / "sweeps").glob("*.yaml") if "  search:\n" in path.read_text()]
 SPACE = {
     "scale_mode": "single,dual",
     "observer.percentile": "interval(97,100)",
@@ -235,3 +246,94 @@ def test_front_is_what_nothing_beats(points: list[tuple[int, ...]]) -> None:
         )
 
     assert front(points) == [place for place, point in enumerate(points) if not beaten(point)]
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_stored_search_has_settings_and_jobs_that_can_run(path: Path) -> None:
+    startup.register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(startup.CONF), version_base="1.3"):
+        stored = compose("config", [f"sweeps={path.stem}"], return_hydra_config=True).hydra.sweeper.search
+        settings = Settings.of(OmegaConf.to_container(stored, resolve=True))
+        for dimension in settings.space.dimensions:
+            for value in dimension.texts or (dimension.low, dimension.high):
+                config = compose("config", [f"sweeps={path.stem}", dimension.override(value)])
+                assert config.group == path.stem
+
+
+def test_typed_values_win_over_the_space() -> None:
+    typed = OverridesParser.create().parse_overrides(
+        ["sweeps=search", "scale_mode=dual", "observer.percentile=99,100", "+new=interval(0,1)"]
+    )
+    fixed, settings = narrowed({"trials": 3, "space": SPACE}, typed)
+    assert fixed == ["sweeps=search", "scale_mode=dual"]
+    assert settings["trials"] == 3
+    codes = SPACE["scale_mode.fine_codes"]
+    assert settings["space"] == {
+        "observer.percentile": "99,100", "scale_mode.fine_codes": codes, "+new": "interval(0,1)",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_search_runs_its_jobs_and_goes_on(tmp_path: Path) -> None:
+    task = "import json\nfrom pathlib import Path\nfrom dualscale_mamba.tasks.record import RunFolder\n"
+    task += "def run(config):\n"
+    task += "    if config.observer.percentile == 99.5: raise ValueError('deliberate')\n"
+    task += "    loss = abs(config.observer.percentile - 99.0)\n"
+    task += "    metrics = {'kl': {'value': loss, 'unit': 'nats', 'better': 'lower'},\n"
+    task += "               'tokens': {'value': loss * config.seed, 'unit': '1/s', 'better': 'higher'}}\n"
+    task += "    RunFolder.of(config).write_result({'metrics': metrics, 'environment': {'command': ['run.py']}})\n"
+    (tmp_path / "probe.py").write_text(task)
+    arguments = ["-m", "sweeps=search", "debug=fast", "ops=reference", "task._target_=probe.run"]
+    arguments += ["precision=w8a8", "granularity=per_tensor", "scale_mode=dual", "seed=1,2,3"]
+    arguments += [
+        "observer.percentile=98.0,98.5,99.0,99.5,99.75",
+        "hydra.sweeper.search.objectives=[kl,tokens]",
+    ]
+    command = [sys.executable, str(ROOT / "run.py"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+
+    def typed(trials: int) -> str:
+        line = [*command, f"hydra.sweeper.search.trials={trials}"]
+        done = subprocess.run(
+            line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    folder = tmp_path / "outputs" / "search"
+    assert "Beaten by none of" in typed(4)
+    first = {path.name for path in (folder / "jobs").iterdir()}
+    assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    typed(8)
+    states = {path.parent.name: read_json(path) or {} for path in folder.glob("jobs/*/status.json")}
+    assert first < set(states)
+    assert {status["attempt"] for status in states.values()} == {1}
+    assert {status["state"] for status in states.values()} == {"done", "failed"}
+    (line,) = StudyFolder(folder).lines()
+    assert {entry.id for entry in line.entries} >= {n for n, s in states.items() if s["state"] == "done"}
+
+
+def test_front_of_results_is_shown_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def job(number: int, mode: str, kl: float, speed: float) -> Job:
+        metrics = {
+            "kl": {"value": kl, "unit": "nats", "better": "lower"},
+            "speed": {"value": speed, "unit": "1/s", "better": "higher"},
+        }
+        status = {"state": "done", "choices": {"scale_mode": mode}, "number": number, "overrides": []}
+        return Job(tmp_path / mode, status, {"metrics": metrics})
+
+    jobs = [job(0, "dual", 1.0, 5.0), job(1, "single", 2.0, 5.0), job(2, "affine", 3.0, 9.0)]
+    jobs.append(Job(tmp_path / "broken", {"state": "failed"}))
+    found = Found.of(jobs, {"kl": None, "speed": None})
+    assert [found.jobs[place].scale_mode for place in found.ranked()] == ["dual", "affine"]
+    assert [o.better for o in found.objectives] == ["lower", "higher"]
+    assert Found.of(jobs, {"kl": None, "speed": "lower"}).best == (0,)
+    assert Found.of(jobs[3:], {"kl": None}).jobs == ()
+    show_front(found)
+    told = capsys.readouterr().out
+    assert "Beaten by none of 3 settings" in told
+    assert "single" not in told
+    for wanted in ({"kl": None}, {"kl": None, "speed": None}):
+        write_front(tmp_path / "pareto.png", Found.of(jobs, wanted), "title")
+        assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
