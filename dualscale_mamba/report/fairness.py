@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dualscale_mamba.report.arms import UNQUANTIZED
+from dualscale_mamba.report.arms import SEED_KEYS, UNQUANTIZED
 from dualscale_mamba.report.collect import Job, flattened
 
 EQUAL, BY_DESIGN, DIFFERENT, UNKNOWN = "equal", "by design", "different", "unknown"
-BITS, SEED = "bits", "seed"
+BITS, SEED, CALIBRATION = "bits", "seed", "calibration data"
 # Each light, and the facts that it stands for: dotted names in a result.
 LIGHTS = {
     BITS: r"fairness\.(bits_per_value|sites)",
     "weights": r"fairness\.(weights|weights_bits)",
-    "calibration data": r"fairness\.(calibration_tokens|calibration\.(source|samples|length))",
+    CALIBRATION: r"fairness\.(calibration_tokens|calibration\.(source|samples|length))",
     "evaluation data": r"fairness\.evaluation\.[^.]+(\..+)?\.(?!batch_size$|request_order$).+",
     "batch size": r"fairness\.(calibration\.batch_size|evaluation\.[^.]+\.batch_size)",
     "order": r"fairness\.evaluation\.[^.]+\.request_order",
@@ -92,7 +92,7 @@ def _light(name: str, keys: Sequence[str], jobs: Sequence[Job], facts: Sequence[
     state = DIFFERENT if clear else UNKNOWN if unknown else EQUAL
     if state == DIFFERENT and name == BITS and _is_by_design(jobs, rows):
         state = BY_DESIGN
-    if state == DIFFERENT and name == SEED and _same_in_each_arm(jobs, rows):
+    if state == DIFFERENT and name in (SEED, CALIBRATION) and _same_in_each_arm(jobs, rows):
         state = EQUAL
     return Light(name, state, values)
 
@@ -136,8 +136,14 @@ def _is_by_design(jobs: Sequence[Job], rows: Sequence[Sequence[str]]) -> bool:
 
 
 def _same_in_each_arm(jobs: Sequence[Job], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether every arm was run with the same seeds."""
+    """Whether every arm was run with the same seeds, or on the same calibration samples that these choose."""
     arms: dict[tuple[str, str], set[tuple[str, ...]]] = {}
+    seeds: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
     for job, row in zip(jobs, rows, strict=True):
+        if NONE in row:
+            continue
+        known = job.settings
         arms.setdefault((job.arm, job.scale_mode), set()).add(tuple(row))
-    return len({frozenset(values) for values in arms.values()}) == 1
+        seeds.setdefault(tuple(str(known.get(key)) for key in SEED_KEYS), set()).add(tuple(row))
+    same = len({frozenset(values) for values in arms.values()}) <= 1
+    return same and all(len(values) == 1 for values in seeds.values())

@@ -41,7 +41,7 @@ def sentence(
     parts += [told(effect) for effect in rest]
     parts += list(mismatches)
     if tested:
-        runs = f"{seeds} seeds" if seeds > 1 else "one run each"
+        runs = f"{seeds} seeds" if seeds > 1 else "of these two runs (one seed)"
         chosen = f", settings chosen on one half of the {split}, compared there on the other" if split else ""
         parts.append(runs + chosen)
     return f"{place}{names[1]} vs {names[0]}: " + "; ".join(parts)

@@ -24,7 +24,7 @@ def test_each_arm_is_compared_with_the_baseline(tmp_path: Path) -> None:
     made_run(tmp_path / "d", "fp16", number=3, items={"divergence": windows(0 * BASE)})
     dual, affine = verdicts(collect(tmp_path))
     assert dual.sentence.startswith("dual vs single: KL -90.0 %, 95 % CI [-90.0, -90.0], p = 0.0001")
-    assert dual.sentence.endswith("one run each")
+    assert dual.sentence.endswith("of these two runs (one seed)")
     kl = dual.effects[0]
     assert kl.metric == "divergence/text/kl"
     assert kl.reference == pytest.approx(BASE.mean())
@@ -169,7 +169,23 @@ def test_claims_over_seeds_need_agreement_of_the_seeds(tmp_path: Path) -> None:
     assert verdict.sentence.endswith("3 seeds")
     (alone,) = verdicts([job for job in jobs if job.settings["seed"] == 0])
     assert alone.effects[0].significant
-    assert alone.sentence.endswith("one run each")
+    assert alone.sentence.endswith("of these two runs (one seed)")
+
+
+def test_seeds_of_the_calibration_are_seeds_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    for seed in range(4):
+        facts = {"calibration_tokens": f"tokens{seed}"}
+        for number, (mode, factor) in enumerate([("single", 1.0), ("dual", 0.5)]):
+            config = {"calibration": {"seed": seed}}
+            noisy = {"divergence": windows(BASE * factor + rng.normal() * 1e-5)}
+            folder = tmp_path / f"{mode}{seed}"
+            made_run(folder, mode, number=number, config=config, facts=facts, items=noisy)
+    (verdict,) = verdicts(collect(tmp_path))
+    assert verdict.effects[0].seeds == 4
+    assert verdict.effects[0].significant
+    assert verdict.sentence.endswith("4 seeds")
+    assert {light.state for light in verdict.lights} == {"equal"}
 
 
 def test_better_than_unquantized_is_warned_of(tmp_path: Path) -> None:
