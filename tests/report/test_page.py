@@ -22,7 +22,7 @@ from dualscale_mamba.report.html.quantities import Quantity
 from dualscale_mamba.report.html.settings import ABSENT, compact, matrix
 from dualscale_mamba.report.html.wording import effect_cells, effect_table, probability, significance
 from dualscale_mamba.report.verdicts import Verdict
-from dualscale_mamba.study.folder import Line
+from dualscale_mamba.study.folder import Entry, Line, StudyFolder
 
 
 class Page(HTMLParser):
@@ -277,3 +277,19 @@ def test_effects_are_signed_and_say_their_test() -> None:
     assert [len(row) for row in rows] == [len(heads)]
     assert probability(1e-9) == "< 0.0001"
     assert probability(0.0123) == "0.012"
+
+
+def test_jobs_that_wait_are_counted_and_have_no_files(tmp_path: Path) -> None:
+    entries = tuple(
+        Entry(f"{number:012x}", number, f"job{number}", choices={"scale_mode": mode})
+        for number, mode in enumerate(("single", "dual"))
+    )
+    folder = StudyFolder(tmp_path)
+    folder.write(Line("abcd", "study", ("run.py", "-m"), 1.8e9, "continue", entries))
+    write_run(folder.jobs, 0, "single", 99.0).rename(folder.job(entries[0].id))
+    page = page_of(tmp_path)
+    assert [run["state"] for run in data_of(page)["runs"]] == ["done", "waiting"]
+    links = [unquote(link) for link in page.all("a", "href") if not link.startswith("#")]
+    assert links
+    assert all(link.startswith(f"jobs/{entries[0].id}/") and (tmp_path / link).exists() for link in links)
+    assert "it has not begun" in page.text
