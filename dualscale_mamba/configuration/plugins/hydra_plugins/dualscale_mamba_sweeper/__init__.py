@@ -120,6 +120,8 @@ class UnionSweeper(BasicSweeper):
             overrides: Parsed ``params`` and command line.
             max_batch_size: Jobs in a batch; None for all.
         """
+        if self.search is not None:  # of the jobs to come only what they share is known
+            overrides = [override for override in overrides if not override.is_sweep_override()]
         if not self.grids:
             return BasicSweeper.split_arguments(overrides, max_batch_size)
         parser = OverridesParser.create()
