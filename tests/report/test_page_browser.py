@@ -197,6 +197,8 @@ def test_layers_by_keyboard(opened: Any) -> None:
     slider.press("ArrowRight")
     assert opened.locator("#layer-table tr[aria-current] th").inner_text() == "1"
     assert opened.evaluate("document.getElementById('histogram').layout.shapes.length") >= 1
+    hovers = opened.evaluate("document.getElementById('histogram').data.map((trace) => trace.hovertemplate)")
+    assert sum(text.startswith("knee") for text in hovers) == 1, "dual has a knee, single has none"
     gain = opened.locator("#layer-table tr[aria-current] td").nth(6).inner_text()
     assert gain == "+8.00"
     opened.get_by_label("Site").select_option("z")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 PAGE = "report.html"
+ONE_CODE = "per_tensor"
 SCRIPTS = ("report.js", "table.js", "charts.js", "layers.js", "differences.js")
 
 
@@ -74,6 +75,7 @@ def rendered(
             effect_table=effect_table,
             light_kinds=LIGHTS,
             differing=matrix(jobs),
+            several_codes=any(job.settings.get("granularity", ONE_CODE) != ONE_CODE for job in jobs),
             jobs=jobs,
             failed=[(job, _traceback(job)) for job in jobs if not job.is_done and job.state != "waiting"],
             data=embedded(_data(jobs, known, columns, evidence)),

@@ -91,6 +91,13 @@
           x: own.map(bent), y: own.map(() => -rows.length), yaxis: "y2", mode: "markers", name: plain(`${data.runs[run].label}: ${own.length} levels`),
           marker: { symbol: "line-ns-open", size: shown.length > 1 ? 15 : 22, color: ink, line: { width: 1 } }, customdata: own, hovertemplate: "level %{customdata:.4~g}<extra></extra>",
         });
+        if (picture.knee !== null) {
+          traces.push({
+            x: [bent(picture.knee)], y: [0.42 - rows.length], yaxis: "y2", mode: "markers", showlegend: false, cliponaxis: false,
+            marker: { symbol: "triangle-down", size: 9, color: variable("--ink") }, customdata: [picture.knee],
+            hovertemplate: "knee %{customdata:.4~g}: coarse codes begin<extra></extra>",
+          });
+        }
         high = Math.max(high, ...own);
         low = Math.min(low, ...own);
       }
