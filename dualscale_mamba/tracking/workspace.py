@@ -21,6 +21,7 @@ SETTINGS = {
     "choices.granularity": "granularity",
 }
 MAX_RUNS = 100
+ALL = "all runs"
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,13 @@ class Shown:
         return cls(**{key: tuple(values) for key, values in found.items() if values})
 
 
-def build_workspace(entity: str, project: str, group: str, shown: Shown | None = None) -> Any:
-    """A workspace of the runs of one group, grouped by arm and scale mode; nothing is sent.
+def build_workspace(entity: str, project: str, group: str | None, shown: Shown | None = None) -> Any:
+    """A workspace of the runs of one group or of all, grouped by arm and scale mode; nothing is sent.
 
     Args:
         entity: User or team.
         project: W&B project.
-        group: The runs' group.
+        group: The runs' group; None for all runs of the project.
         shown: What the panels show.
 
     Returns:
@@ -77,7 +78,8 @@ def build_workspace(entity: str, project: str, group: str, shown: Shown | None =
         for name, panels in _panels(shown or Shown()).items()
     ]
     runs = ws.RunsetSettings(
-        filters=[ws.Metric("Group") == group], groupby=[ws.Config(ARM), ws.Config(SCALE_MODE)]
+        filters=[] if group is None else [ws.Metric("Group") == group],
+        groupby=[ws.Config(ARM), ws.Config(SCALE_MODE)],
     )
     settings = ws.WorkspaceSettings(max_runs=MAX_RUNS)
     return ws.Workspace(
@@ -90,7 +92,7 @@ def build_workspace(entity: str, project: str, group: str, shown: Shown | None =
     )
 
 
-def build_report(entity: str, project: str, group: str, shown: Shown | None = None) -> Any:
+def build_report(entity: str, project: str, group: str | None, shown: Shown | None = None) -> Any:
     """A report with the panels of :func:`build_workspace` under one heading each; nothing is sent.
 
     Returns:
@@ -107,8 +109,8 @@ def build_report(entity: str, project: str, group: str, shown: Shown | None = No
         runs = wr.Runset(
             entity=entity,
             project=project,
-            name=group,
-            filters=f"Metric('Group') = {group!r}",
+            name=group or ALL,
+            filters="" if group is None else f"Metric('Group') = {group!r}",
             groupby=[f"config.{ARM}", f"config.{SCALE_MODE}"],
         )
         blocks += [wr.H2(name), wr.PanelGrid(runsets=[runs], panels=panels)]
@@ -122,13 +124,15 @@ def build_report(entity: str, project: str, group: str, shown: Shown | None = No
     )
 
 
-def publish(entity: str | None, project: str, group: str, shown: Shown | None = None) -> tuple[str, str]:
+def publish(
+    entity: str | None, project: str, group: str | None, shown: Shown | None = None
+) -> tuple[str, str]:
     """Save both on the server.
 
     Args:
         entity: User or team; None for the account's own.
         project: W&B project.
-        group: The runs' group.
+        group: The runs' group; None for all runs of the project.
         shown: What the panels show.
 
     Returns:
@@ -151,8 +155,8 @@ def publish(entity: str | None, project: str, group: str, shown: Shown | None = 
     return str(workspace.url), str(report.url)
 
 
-def _title(group: str) -> str:
-    return f"{group}: arms compared"
+def _title(group: str | None) -> str:
+    return f"{group or ALL}: arms compared"
 
 
 def _require() -> None:

@@ -96,6 +96,12 @@ def test_report_has_the_same_panels(monkeypatch: pytest.MonkeyPatch) -> None:
         check_runs(runs)
 
 
+@needs_workspaces
+def test_without_a_group_no_run_is_filtered_out() -> None:
+    (runs,) = dumped(build_workspace("team", "demo", None, SHOWN))["spec"]["section"]["runSets"]
+    assert runs["filters"]["filters"] == []
+
+
 def test_names_are_those_of_the_results() -> None:
     more = {"divergence/x/kl": {"value": 0.1, "unit": "nats/token", "better": "lower"}}
     more |= {"minimal_pairs/agreement/acc": {"value": 0.8, "unit": "fraction", "better": "higher"}}
