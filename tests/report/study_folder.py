@@ -24,6 +24,17 @@ DISTANCE = {
     "fp16": 1e-4,
 }
 
+ENVIRONMENT = {
+    "command": ["run.py", "-m", "sweeps=percentile"],
+    "torch": "2",
+    "python": "3.11",
+    "gpu": None,
+    "cpu": "AMD EPYC",
+    "threads": 2,
+    "package": "0.1.0",
+    "git": {"sha": "a" * 40, "dirty": False},
+}
+
 
 def write(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +107,20 @@ def results(
     return metrics, items
 
 
+def facts_of(percentile: float, samples: int) -> dict[str, Any]:
+    """What a result says of its run beside the numbers."""
+    evaluation = {
+        "divergence": {"source": TEXT, "tokens_hash": "t" * 64, "batch_size": 4},
+        TASK: {"tasks": [TASK], "batch_size": 4, "request_order": "o"},
+    }
+    calibration = {**FACTS["calibration"], "samples": samples}
+    return {
+        "environment": ENVIRONMENT,
+        "config": {"observer": {"percentile": percentile}, "calibration": {"samples": samples}, "seed": 0},
+        "fairness": {**FACTS, "calibration": calibration, "evaluation": evaluation},
+    }
+
+
 def write_run(
     folder: Path,
     number: int,
@@ -129,30 +154,8 @@ def write_run(
     names = [f"layers.{layer}.mixer.{short}" for layer in range(layers) for short in ("ssm_input", "z")]
     rows = [site(name, mode if "ssm" in name else "single", layer // 2, percentile if "ssm" in name else 100.0)
             for layer, name in enumerate(names)]  # fmt: skip
-    environment = {
-        "command": ["run.py", "-m", "sweeps=percentile"],
-        "torch": "2",
-        "python": "3.11",
-        "gpu": None,
-    }
-    environment |= {
-        "cpu": "AMD EPYC",
-        "threads": 2,
-        "package": "0.1.0",
-        "git": {"sha": "a" * 40, "dirty": False},
-    }
-    config = {"observer": {"percentile": percentile}, "calibration": {"samples": samples}, "seed": 0}
-    calibration = {**FACTS["calibration"], "samples": samples}
-    evaluation = {
-        "divergence": {"source": TEXT, "tokens_hash": "t" * 64, "batch_size": 4},
-        TASK: {"tasks": [TASK], "batch_size": 4, "request_order": "o"},
-    }
-    fairness = {**FACTS, "calibration": calibration, "evaluation": evaluation}
-    write(
-        path / "result.json",
-        {**status, "metrics": metrics, "environment": environment, "site_summary": {}, "sites": rows,
-         "config": config, "fairness": fairness},
-    )  # fmt: skip
+    facts = facts_of(percentile, samples)
+    write(path / "result.json", {**status, **facts, "metrics": metrics, "site_summary": {}, "sites": rows})
     for name, own in items.items():
         write_items(path, name, own)
     pictures = {
