@@ -96,9 +96,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
 def test_failing_job_leaves_the_others_intact(study: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     sweep, done = study
     assert done.returncode == 1
-    states = {path.parent.name: read(path)["state"] for path in sweep.glob("*/status.json")}
+    states = {path.parent.name: read(path)["state"] for path in sweep.glob("jobs/*/status.json")}
     assert sorted(states.values()) == ["done"] * 7 + ["failed"]
-    assert len(list(sweep.glob("*/result.json"))) == 7
+    assert len(list(sweep.glob("jobs/*/result.json"))) == 7
     assert (
         "calibration.samples=99999: allowed is at most" in read(sweep / "7_dual" / "status.json")["traceback"]
     )
@@ -127,7 +127,7 @@ def test_each_job_is_one_run_with_its_own_configuration(
     from wandb_log import configs_and_summary
 
     sweep, _ = study
-    logs = sorted(sweep.glob("*/wandb/offline-run-*/run-*.wandb"))
+    logs = sorted(sweep.glob("jobs/*/wandb/offline-run-*/run-*.wandb"))
     assert len(logs) == 8
     read_back = [configs_and_summary(path) for path in logs]
     samples = [config["calibration"]["samples"] for config, _ in read_back]
@@ -163,7 +163,7 @@ def test_mamba2_study_over_sites_and_groups(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (sweep,) = (tmp_path / "outputs" / "multirun").iterdir()
     found = {}
-    for path in sweep.glob("*/result.json"):
+    for path in sweep.glob("jobs/*/result.json"):
         result = read(path)
         kinds = {site["name"].rpartition(".")[2] for site in result["sites"]}
         granularity = result["config"]["granularity"]["_target_"].rpartition(".")[2]
@@ -172,7 +172,7 @@ def test_mamba2_study_over_sites_and_groups(tmp_path: Path) -> None:
         ]
     assert set(found) == {(g, kinds) for g in ("PerTensor", "PerGroup") for kinds in ("x", "BCx")}
     assert len(set(found.values())) == 4
-    assert len(list(sweep.glob("*/wandb/offline-run-*/run-*.wandb"))) == 4
+    assert len(list(sweep.glob("jobs/*/wandb/offline-run-*/run-*.wandb"))) == 4
     assert "per_group sites x,B,C" in (sweep / "comparison.md").read_text()
 
 
