@@ -127,7 +127,9 @@ class Search:
         digest = hashlib.sha256(f"{self.settings.seed} {number}".encode()).digest()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.study.sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest[:4], "big"))
+            # The liar keeps proposals that are open at the same time apart.
+            own = int.from_bytes(digest[:4], "big")
+            self.study.sampler = optuna.samplers.TPESampler(seed=own, constant_liar=True)
             self.study.ask(self.settings.space.distributions())
         return self._all()[number]
 

@@ -89,8 +89,9 @@ class UnionSweeper(BasicSweeper):
         from dualscale_mamba.study.search import Search
 
         if self.only_list or self.grids:
-            key = "only_list" if self.only_list else "grids"
-            raise ConfigError(f"hydra.sweeper.{key}", "...", "nothing beside hydra.sweeper.search")
+            beside = "hydra.sweeper.only_list" if self.only_list else "hydra.sweeper.grids"
+            hint = "A search knows its next jobs only when others have ended."
+            raise ConfigError("hydra.sweeper.search", "{...}", f"null together with {beside}", hint)
         plain: Any = OmegaConf.to_container(OmegaConf.create({"search": self.search}), resolve=True)
         fixed, settings = narrowed(plain["search"], overrides)
         (base,) = self.entries([fixed], 0)
