@@ -85,9 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     board = commands.add_parser(
         "dashboard", help="create a W&B workspace and report that compare ablation groups"
     )
-    board.add_argument("--entity", required=True, help="W&B user or team")
+    board.add_argument("--entity", default=None, help="W&B user or team; by default the account's own")
     board.add_argument("--project", default="dualscale_mamba")
     board.add_argument("--group", default=None, help="only runs of this group; by default all, grouped")
+    board.add_argument("--folder", type=Path, help="of a study whose metrics the panels show")
     board.set_defaults(run=publish)
     return parser
 
@@ -148,15 +149,19 @@ def send(options: argparse.Namespace) -> int:
         console().print(f"{job}  {outcome}", soft_wrap=True)
     if not outcomes:
         sys.stderr.write(f"{options.folder}: no folder below it has a status.json\n")
-    return 0 if outcomes else 1
+    return 1 if not outcomes or any(outcome.startswith("not sent") for _, outcome in outcomes) else 0
 
 
 def publish(options: argparse.Namespace) -> int:
-    """Create the workspace and the report."""
+    """Create the workspace and the report, for the metrics that the runs of a study have."""
+    from dualscale_mamba.report.collect import collect
     from dualscale_mamba.report.tables import console
+    from dualscale_mamba.tracking.workspace import Shown
     from dualscale_mamba.tracking.workspace import publish as create
 
-    for address in create(options.entity, options.project, options.group):
+    jobs = collect(options.folder) if options.folder else []
+    shown = Shown.of(job.result for job in jobs if job.result)
+    for address in create(options.entity, options.project, options.group, shown):
         console().print(address, soft_wrap=True)
     return 0
 

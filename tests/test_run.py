@@ -99,8 +99,10 @@ def test_failing_job_leaves_the_others_intact(study: tuple[Path, subprocess.Comp
     states = {path.parent.name: read(path)["state"] for path in sweep.glob("jobs/*/status.json")}
     assert sorted(states.values()) == ["done"] * 7 + ["failed"]
     assert len(list(sweep.glob("jobs/*/result.json"))) == 7
+    (failed,) = (name for name, state in states.items() if state == "failed")
     assert (
-        "calibration.samples=99999: allowed is at most" in read(sweep / "7_dual" / "status.json")["traceback"]
+        "calibration.samples=99999: allowed is at most"
+        in read(sweep / "jobs" / failed / "status.json")["traceback"]
     )
     assert "Traceback" not in done.stderr
     assert "1 of 8 jobs have no result" in done.stdout
@@ -112,8 +114,8 @@ def test_study_is_compared_although_a_job_failed(
     sweep, _ = study
     assert (sweep / "comparison.png").read_bytes().startswith(b"\x89PNG")
     text = (sweep / "comparison.md").read_text()
-    assert "failed: 7_dual" in text
-    assert "not equal between jobs: calibration_tokens" in text
+    assert "failed: dual samples 99999: ConfigError: calibration.samples=99999" in text
+    assert "not equal between jobs: calibration data" in text
     with (sweep / "comparison.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["done"] * 7 + ["failed"]
@@ -127,13 +129,15 @@ def test_each_job_is_one_run_with_its_own_configuration(
     from wandb_log import configs_and_summary
 
     sweep, _ = study
-    logs = sorted(sweep.glob("jobs/*/wandb/offline-run-*/run-*.wandb"))
+    logs = list(sweep.glob("jobs/*/wandb/offline-run-*/run-*.wandb"))
     assert len(logs) == 8
-    read_back = [configs_and_summary(path) for path in logs]
-    samples = [config["calibration"]["samples"] for config, _ in read_back]
-    assert samples == [1, 2, 3, 4, 5, 6, 7, 99999]
-    assert len({path.stem for path in logs}) == 8
-    for path, (_, summary) in zip(logs[:7], read_back[:7], strict=True):
+    read_back = {path: configs_and_summary(path) for path in logs}
+    samples = [config["calibration"]["samples"] for config, _ in read_back.values()]
+    assert sorted(samples) == [1, 2, 3, 4, 5, 6, 7, 99999]
+    assert {path.stem.removeprefix("run-") for path in logs} == {path.parents[2].name for path in logs}
+    for path, (config, summary) in read_back.items():
+        if config["calibration"]["samples"] == 99999:
+            continue
         result = read(path.parents[2] / "result.json")
         name = "perplexity/generated_heldout/nll"
         assert summary[name] == result["metrics"][name]["value"]

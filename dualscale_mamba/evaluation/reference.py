@@ -22,10 +22,10 @@ from typing import Any, Final
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from tqdm import tqdm
 
 from dualscale_mamba.evaluation.base import LanguageModel, evaluating
 from dualscale_mamba.evaluation.windows import Windows
+from dualscale_mamba.progress import bar
 from dualscale_mamba.quantization.storage import alone, is_kept, write_atomically
 
 VERSION: Final = "1"
@@ -109,7 +109,7 @@ class Reference:
         if on_gpu:
             self.peak = max(self.peak, torch.cuda.max_memory_allocated(self.device))
         model = self._model or self.load()
-        made = [_run(model, batch).cpu() for batch in tqdm(batches, "reference", disable=None, leave=False)]
+        made = [_run(model, batch).cpu() for batch in bar(batches, "reference", "batch")]
         del model
         gc.collect()
         if on_gpu:

@@ -61,6 +61,7 @@ def read_windows(
         "length": length,
         "batch_size": batch_size,
         "tokens": len(sizes) * length,
+        "request_order": "as in the text",
         "text_hash": text_hash(docs),
         "tokens_hash": tokens_hash(batches),
     }

@@ -19,7 +19,7 @@ from dualscale_mamba.report.latex import latex
 from dualscale_mamba.report.markdown import commands, markdown
 from dualscale_mamba.report.picture import write_study_figure
 from dualscale_mamba.report.spreadsheet import spreadsheet
-from dualscale_mamba.report.verdicts import verdicts, warnings
+from dualscale_mamba.report.verdicts import Verdict, verdicts, warnings
 from dualscale_mamba.study.files import write_text
 from dualscale_mamba.study.folder import Line
 
@@ -28,6 +28,7 @@ PAGE, PAGE_MODULE = "report.html", "dualscale_mamba.report.html.page"
 ERROR_WIDTH = 160
 VERDICTS_ON_CONSOLE = 12
 NAMED = 4  # jobs that one line names
+FEW = 2  # jobs that stand behind each of several values
 STYLES = {
     "waiting": "dim",
     "running": "cyan",
@@ -67,8 +68,9 @@ def write_comparison(
         return False
     chosen = line_of(folder, line, everything)
     title, grid = _title(jobs, folder, chosen), Grid.of(jobs)
-    said = _said(jobs, reference)
-    fair = [*_boldness(grid), *_fairness(lights(jobs))]
+    told = verdicts(jobs, reference)
+    said = _said(jobs, told)
+    fair = [*_boldness(grid), *_fairness(lights(jobs), told)]
     notes = [*_missing(jobs), *said, *fair]
     out = console or tables.console()
     out.print()
@@ -142,10 +144,10 @@ def _missing(jobs: Sequence[Job]) -> Iterator[Note]:
         yield f"{missing} of {len(jobs)} jobs have no result", "bold red"
 
 
-def _said(jobs: Sequence[Job], reference: str | None) -> list[Note]:
+def _said(jobs: Sequence[Job], told: Sequence[Verdict]) -> list[Note]:
     """Warnings, then verdicts."""
     said = [(f"warning: {text}", "yellow") for text in warnings(jobs)]
-    for verdict in verdicts(jobs, reference):
+    for verdict in told:
         first = next((effect for effect in verdict.effects if effect.p_value is not None), None)
         said.append((verdict.sentence, "green" if first is not None and first.significant else "default"))
     return said
@@ -156,23 +158,36 @@ def _boldness(grid: Grid) -> Iterator[Note]:
         yield "no value is bold: none is better than the next by more than the noise", "dim"
 
 
-def _fairness(found: Sequence[Light]) -> Iterator[Note]:
-    """One line for each thing that is not equal, one for all that is not known, one for all the rest."""
+def _fairness(found: Sequence[Light], told: Sequence[Verdict]) -> Iterator[Note]:
+    """What is not equal: within a comparison with its values, else by name; then what is not known; then the rest.
+
+    What a study varies between its settings, such as the model, is not unfair: arms are compared within a setting.
+    """
+    unfair = {light.name for verdict in told for light in verdict.lights if light.state == DIFFERENT}
+    varied = []
     for light in found:
-        if light.state in (DIFFERENT, BY_DESIGN):
+        if light.state == DIFFERENT and told and light.name not in unfair:
+            varied.append(light.name)
+        elif light.state in (DIFFERENT, BY_DESIGN):
             values: dict[str, list[str]] = {}
             for label, value in light.values.items():
                 values.setdefault(value, []).append(label)
-            parts = [f"{value} ({_named(labels)})" for value, labels in values.items()]
+            parts = [f"{value} ({_counted(labels)})" for value, labels in values.items()]
             by_design = light.state == BY_DESIGN
-            told = "different by design" if by_design else "not equal between jobs"
-            yield f"{told}: {light.name}: " + " / ".join(parts), "dim" if by_design else "yellow"
+            head = "different by design" if by_design else "not equal between jobs"
+            yield f"{head}: {light.name}: " + " / ".join(parts), "dim" if by_design else "yellow"
+    if varied:
+        yield "varied between settings, equal within each comparison: " + ", ".join(varied), "dim"
     unknown = [light.name for light in found if light.state == UNKNOWN]
     if unknown and found[0].values:
         yield "not recorded by every job: " + ", ".join(unknown), "yellow"
     equal = [light.name for light in found if light.state == EQUAL]
     if equal and len(found[0].values) > 1:
         yield "equal in all jobs: " + ", ".join(equal), "dim"
+
+
+def _counted(labels: Sequence[str]) -> str:
+    return ", ".join(labels) if len(labels) <= FEW else f"{len(labels)} jobs"
 
 
 def _named(labels: Sequence[str]) -> str:

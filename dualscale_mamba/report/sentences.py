@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dualscale_mamba.report.costs import EXACT, SPREAD
+from dualscale_mamba.report.costs import EXACT, ONCE, SPREAD
 from dualscale_mamba.report.effects import Effect
 from dualscale_mamba.report.items import OVER_TASKS
 
@@ -63,7 +63,7 @@ def told(effect: Effect, brief: bool = False) -> str:
         effect: What to tell.
         brief: Without its p value.
     """
-    if effect.test in (EXACT, SPREAD):
+    if effect.test in (EXACT, ONCE, SPREAD):
         return _told_cost(effect)
     if effect.low is None or effect.high is None or effect.p_value is None:
         return f"{effect.head} {effect.difference:+.3g} {effect.unit}"
@@ -127,4 +127,5 @@ def _told_cost(effect: Effect) -> str:
         change = effect.difference / MEGABYTE
         return "memory +0" if effect.difference == 0 else f"memory {change:+.3g} MB"
     share = 100 * effect.difference / effect.reference if effect.reference else 0.0
-    return f"latency {share:+.1f} %" + ("" if effect.significant else " (within its spread)")
+    doubt = "" if effect.significant else " (within its spread)" if effect.test == SPREAD else f" ({ONCE})"
+    return f"latency {share:+.1f} %{doubt}"

@@ -83,22 +83,16 @@ def number(value: Any, name: str = "") -> str:
     return f"{value:.4g}" if abs(value) < 1 else f"{value:.4f}".rstrip("0").rstrip(".")
 
 
-def show_run(result: Mapping[str, Any], folder: Path, brief: bool = False) -> None:
+def show_run(result: Mapping[str, Any], folder: Path) -> None:
     """Print the key metrics of one run, what its SSM input's code is, and where everything lies.
 
     Args:
         result: Content of ``result.json``.
         folder: Where it lies.
-        brief: On one line, for a job among others.
     """
     out = console()
     heads = key_metrics(result["metrics"])
     shown = {name: number(result["metrics"][name]["value"], name) for name in heads}
-    if brief:
-        out.print(
-            "  " + ", ".join(f"{heads[name]} {shown[name]}" for name in key_metrics(heads, KINDS_ON_CONSOLE))
-        )
-        return
     table = Table(title=str(result["name"]), title_justify="left", title_style="bold", show_edge=False)
     table.add_column("metric")
     table.add_column("value", justify="right")

@@ -7,6 +7,7 @@ is typed again, or another one with some jobs in common, finds what is already t
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from dualscale_mamba.study.files import read_json, write_json
 
 STATUS, RESULT, LOCK = "status.json", "result.json", ".lock"
 JOBS, LINES = "jobs", "lines"
+logger = logging.getLogger(__name__)
+
 STATES = ("waiting", "running", "done", "failed", "interrupted", "killed")
 
 
@@ -96,7 +99,7 @@ class StudyFolder:
         write_json(self.path / LINES / f"{line.id}.json", line)
 
     def lines(self) -> list[Line]:
-        """All lines that were typed here, the latest last."""
+        """All lines that were typed here, the latest last; a damaged file is left out with a warning."""
         found = [_line(path) for path in (self.path / LINES).glob("*.json")]
         return sorted((line for line in found if line is not None), key=lambda line: line.began)
 
@@ -121,10 +124,21 @@ def _line(path: Path) -> Line | None:
     found = read_json(path)
     if found is None:
         return None
-    entries = tuple(
-        Entry(**{**entry, "overrides": tuple(entry["overrides"])}) for entry in found.pop("entries")
-    )
-    return Line(**{**found, "command": tuple(found["command"]), "entries": entries})
+    try:
+        entries = tuple(
+            Entry(**{**entry, "overrides": tuple(entry["overrides"])}) for entry in found["entries"]
+        )
+        return Line(
+            **{
+                **found,
+                "command": tuple(found["command"]),
+                "began": float(found["began"]),
+                "entries": entries,
+            }
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        logger.warning("%s is no line of a study (%s: %s) and is left out", path, type(error).__name__, error)
+        return None
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 The scientific part of the configuration, the checkpoint's files, the calibration and evaluation texts, the kernels and
 the Python sources that compute. Names, tags, folders and trackers are not in it. A checkpoint or a set that comes from
-a hub is known by its name and revision, because it need not be here yet. The hardware is not in it either: a result says
-where it was measured, and a comparison says where that differs.
+a hub is known by its name and revision, because it need not be here yet. The hardware is not in it either: a result
+says where it was measured, and a comparison says where that differs.
 """
 
 from __future__ import annotations

@@ -166,7 +166,10 @@ def table(watch: Watch, rows: int | None = None) -> RenderableType:
         cells: list[RenderableType] = [Text(job.entry.id[:8], style="dim")]
         cells += [job.entry.arm or ""] if with_arms else []
         cells += [job.label, Text(doing, style=STYLES[job.state])]
-        cells += [clock(job.seconds) if job.state != "waiting" else "", Text(result, overflow="ellipsis", no_wrap=True)]
+        cells += [
+            clock(job.seconds) if job.state != "waiting" else "",
+            Text(result, overflow="ellipsis", no_wrap=True),
+        ]
         made.add_row(*cells)
     hidden = len(watch.jobs) - made.row_count
     notes = [Text(f"... and {hidden} more", style="dim")] if hidden else []

@@ -208,7 +208,7 @@ def test_only_a_winner_beyond_the_noise_stands_out(tmp_path: Path) -> None:
     near = made_run(tmp_path / "c", "affine", number=3, items={"divergence": windows(BASE - 5e-4 + NOISE)})
     assert stands_out(collect(tmp_path), "divergence/text/kl") is None
     (verdict, *_) = verdicts(jobs)
-    assert "latency -25.0 % (within its spread)" in verdict.sentence
+    assert "latency -25.0 % (measured once)" in verdict.sentence
     (near / "items_divergence.jsonl").write_text("{")
     assert len(verdicts(collect(tmp_path))) == 2
 
@@ -234,3 +234,18 @@ def test_numbers_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     (folder / "items_divergence.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (verdict,) = verdicts(collect(tmp_path))
     assert "divergence/text/kl" not in [effect.metric for effect in verdict.effects]
+
+
+@pytest.mark.parametrize(("slower", "said"), [(0.5, " (within its spread)"), (5.0, "")])
+def test_latency_counts_only_over_several_processes(tmp_path: Path, slower: float, said: str) -> None:
+    for number, (mode, more) in enumerate([("single", 0.0), ("dual", slower)] * 2):
+        times = {
+            f"latency/tpot/b/{part}": value + more
+            for part, value in (("p10", 1.0), ("p50", 2.0), ("p90", 3.0))
+        }
+        made_run(
+            tmp_path / str(number), mode, number=number, settings={"seed": number // 2}, metrics=times,
+            items={"divergence": windows(BASE)},
+        )  # fmt: skip
+    (verdict,) = verdicts(collect(tmp_path))
+    assert f"latency {50 * slower:+.1f} %{said};" in verdict.sentence + ";"
