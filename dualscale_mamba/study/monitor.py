@@ -52,6 +52,7 @@ class Seen:
         state: One of ``study.folder.STATES``.
         status: Content of ``status.json``.
         headline: Its telling metrics, once it is done.
+        may_be_dead: Whether it seemed killed when it was last looked at.
     """
 
     entry: Entry
@@ -59,6 +60,7 @@ class Seen:
     state: str = "waiting"
     status: dict[str, Any] = field(default_factory=dict)
     headline: str = ""
+    may_be_dead: bool = False
 
     @property
     def seconds(self) -> float:
@@ -85,8 +87,11 @@ class Watch:
         self.jobs = [Seen(entry, label) for entry, label in zip(entries, told, strict=True)]
         self.began = time.time()
 
-    def update(self) -> list[Seen]:
+    def update(self, patient: bool = False) -> list[Seen]:
         """Read what has changed.
+
+        Args:
+            patient: Believe that a job was killed only when it is seen so twice.
 
         Returns:
             Jobs whose state is another one than before.
@@ -98,6 +103,9 @@ class Watch:
                 continue
             job.status = read_json(folder / STATUS) or {}
             state = state_of(folder)
+            if patient and state == "killed" and not job.may_be_dead:
+                job.may_be_dead = True  # whoever started it may be about to write how it ended
+                continue
             if state == "done":
                 job.headline = headline(read_json(folder / RESULT) or {})
             if state != job.state:
@@ -131,6 +139,11 @@ def headline(result: dict[str, Any]) -> str:
     return ", ".join(shown[:SHOWN_METRICS])
 
 
+def counted(jobs: int) -> str:
+    """``1 job``, ``2 jobs``."""
+    return f"{jobs} job" + ("" if jobs == 1 else "s")
+
+
 def clock(seconds: float) -> str:
     """``75`` as ``1:15``."""
     minutes, rest = divmod(round(seconds), 60)
@@ -141,7 +154,7 @@ def clock(seconds: float) -> str:
 def summary(watch: Watch) -> Text:
     """How many jobs are in which state, and how long the rest will take."""
     counts = watch.counts
-    text = Text(f"{watch.line.name}: {len(watch.jobs)} jobs")
+    text = Text(f"{watch.line.name}: {counted(len(watch.jobs))}")
     for state in ("done", "running", "waiting", "failed", "killed", "interrupted"):
         if counts[state]:
             text.append("  ").append(f"{counts[state]} {state}", style=STYLES[state])
@@ -191,26 +204,29 @@ def _error(job: Seen) -> str:
 
 
 @contextmanager
-def watching(study: StudyFolder, line: Line, missing: Sequence[Entry]) -> Iterator[None]:
+def watching(
+    study: StudyFolder, line: Line, missing: Sequence[Entry], is_part: bool = False
+) -> Iterator[None]:
     """Show the jobs of a line until the block ends: a live table on a terminal, else one sentence a change.
 
     Args:
         study: Where they lie.
         line: All of them.
         missing: Those that will run now.
+        is_part: Whether the line has more to come, so that it needs no heading and leaves no table behind.
     """
     out = console()
     watch = Watch(study, line)
     watch.update()
     done = len(watch.jobs) - len(missing)
     before = f", {done} of them done before" if done else ""
-    out.print(
-        f"{line.name}: {len(watch.jobs)} jobs{before}", Text(str(study.path), style="dim"), soft_wrap=True
-    )
+    if not is_part:
+        place = Text(str(study.path), style="dim")
+        out.print(f"{line.name}: {counted(len(watch.jobs))}{before}", place, soft_wrap=True)
     if not missing:
         yield
         return
-    shown = _live(watch, out) if out.is_terminal else _told(watch, out)
+    shown = _live(watch, out, is_part) if out.is_terminal else _told(watch, out)
     with shown:
         yield
 
@@ -235,14 +251,15 @@ def _polling(step: Any) -> Iterator[None]:
         over.set()
         thread.join()
         step()
+        step()  # what seems killed still seems so
 
 
 @contextmanager
-def _live(watch: Watch, out: Console) -> Iterator[None]:
-    with Live(console=out, auto_refresh=False, transient=False) as live:
+def _live(watch: Watch, out: Console, is_part: bool) -> Iterator[None]:
+    with Live(console=out, auto_refresh=False, transient=is_part) as live:
 
         def step() -> None:
-            for job in watch.update():
+            for job in watch.update(patient=True):
                 if job.state in ("failed", "killed"):
                     live.console.print(_sentence(watch, job))
             live.update(table(watch, max(out.height - OTHER_LINES, 3)), refresh=True)
@@ -254,7 +271,7 @@ def _live(watch: Watch, out: Console) -> Iterator[None]:
 @contextmanager
 def _told(watch: Watch, out: Console) -> Iterator[None]:
     def step() -> None:
-        for job in watch.update():
+        for job in watch.update(patient=True):
             out.print(_sentence(watch, job), soft_wrap=True)
 
     with _polling(step):

@@ -63,7 +63,7 @@ class Multirun:
         """
         (self.study.path / STOPPED).unlink(missing_ok=True)
         missing = self.pending()
-        with watching(self.study, self.line, missing):
+        with watching(self.study, self.line, missing, is_part=self.only is not None):
             size = self.at_once or max(len(missing), 1)
             for first in range(0, len(missing), size):
                 if self._stops and self._failed:

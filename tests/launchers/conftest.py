@@ -37,14 +37,16 @@ Command = Callable[..., "subprocess.Popen[str]"]
 def starting(folder: Path) -> Command:
     """Starts ``python run.py ARGUMENTS`` in a folder where ``task._target_=probe.run`` exists."""
     (folder / "probe.py").write_text(PROBE)
-    hidden = ("WANDB_", "HYDRA_", "CUDA_VISIBLE_DEVICES", "PYTHONPATH")
+    hidden = ("WANDB_", "HYDRA_", "CUDA_VISIBLE_DEVICES")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
+
+    found = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
     def start(*arguments: str, **more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, str(ROOT / "run.py"), *arguments],
             cwd=folder,
-            env={**environment, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", **more},
+            env={**environment, "PYTHONPATH": found, "OMP_NUM_THREADS": "1", **more},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -244,7 +244,7 @@ def test_latency_counts_only_over_several_processes(tmp_path: Path, slower: floa
             for part, value in (("p10", 1.0), ("p50", 2.0), ("p90", 3.0))
         }
         made_run(
-            tmp_path / str(number), mode, number=number, settings={"seed": number // 2}, metrics=times,
+            tmp_path / str(number), mode, number=number, seed=number // 2, metrics=times,
             items={"divergence": windows(BASE)},
         )  # fmt: skip
     (verdict,) = verdicts(collect(tmp_path))

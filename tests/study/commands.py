@@ -19,7 +19,8 @@ TIMED = ("latency/", "memory/peak")
 
 def environment(**more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
-    return {**kept, "PYTHONPATH": str(HERE), "OMP_WAIT_POLICY": "passive", **more}
+    found = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**kept, "PYTHONPATH": found, "OMP_WAIT_POLICY": "passive", **more}
 
 
 def line(*arguments: str) -> list[str]:

@@ -72,6 +72,17 @@ def test_running_job_is_one_whose_lock_is_held(tmp_path: Path) -> None:
     assert state_of(folder) == "killed"
 
 
+def test_killed_is_believed_when_it_is_seen_twice(tmp_path: Path) -> None:
+    """Between a process's end and the word of whoever started it, a job looks killed."""
+    study, typed = StudyFolder(tmp_path), line(2)
+    watch = Watch(study, typed)
+    told(study, 0, "running")
+    told(study, 1, "running")
+    assert watch.update(patient=True) == []
+    told(study, 1, "failed", error="RuntimeError: as its launcher says")
+    assert {job.state for job in watch.update(patient=True)} == {"killed", "failed"}
+
+
 def test_low_terminal_keeps_what_needs_attention(tmp_path: Path) -> None:
     study, typed = StudyFolder(tmp_path), line(30)
     for number in range(20):
