@@ -86,7 +86,7 @@ def write_comparison(
     write_text(folder / CSV, spreadsheet(jobs))
     write_text(folder / LATEX, latex(grid, title, texts, typed[0] if typed else title))
     written = [MARKDOWN, CSV, LATEX, *_pictures(folder, jobs, title, chosen, reference)]
-    out.print(f"{folder}/{{{','.join(written)}}}", style="dim", highlight=False, soft_wrap=True)
+    out.print(f"{tables.near(folder)}/{{{','.join(written)}}}", style="dim", highlight=False, soft_wrap=True)
     return True
 
 

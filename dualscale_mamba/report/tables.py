@@ -66,6 +66,14 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
 
 
+def near(path: Path) -> Path:
+    """A path as a person would type it: from where they are, if it lies there."""
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
 def number(value: Any, name: str = "") -> str:
     """A number as people read it: few digits, shares in percent, bytes in MB."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
@@ -106,7 +114,7 @@ def show_run(result: Mapping[str, Any], folder: Path) -> None:
     words = [f"{head} {number(summary[key], key)}" for key, head in SITE_COLUMNS if key in summary]
     if words:
         out.print(f"{site}, mean over layers: " + ", ".join(words), style="dim")
-    out.print(f"{folder}/result.json", style="dim", soft_wrap=True)
+    out.print(f"{near(folder)}/result.json", style="dim", soft_wrap=True)
 
 
 def _ssm_input(summary: Mapping[str, float]) -> tuple[str, dict[str, float]]:
@@ -127,4 +135,4 @@ def show_sites(sites: Sequence[Mapping[str, Any]], folder: Path) -> None:
         table.add_row(str(site["name"]).replace(".mixer", ""), *cells)
     out = console()
     out.print(table if sites else "nothing is quantized")
-    out.print(f"{folder}/result.json", style="dim", soft_wrap=True)
+    out.print(f"{near(folder)}/result.json", style="dim", soft_wrap=True)

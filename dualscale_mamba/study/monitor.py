@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dualscale_mamba.report.collect import Job, labels
-from dualscale_mamba.report.tables import KINDS_ON_CONSOLE, console, key_metrics, number
+from dualscale_mamba.report.tables import KINDS_ON_CONSOLE, console, key_metrics, near, number
 from dualscale_mamba.study.files import read_json
 from dualscale_mamba.study.folder import RESULT, STATUS, Entry, Line, StudyFolder, state_of
 
@@ -221,7 +221,7 @@ def watching(
     done = len(watch.jobs) - len(missing)
     before = f", {done} of them done before" if done else ""
     if not is_part:
-        place = Text(str(study.path), style="dim")
+        place = Text(str(near(study.path)), style="dim")
         out.print(f"{line.name}: {counted(len(watch.jobs))}{before}", place, soft_wrap=True)
     if not missing:
         yield
