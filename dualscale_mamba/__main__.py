@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dualscale-mamba", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="dualscale-mamba", description=" ".join(__doc__.split("\n\n")[1].split())
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     jobs = commands.add_parser(
@@ -58,9 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--watch", action="store_true", help="again every two seconds, until all have ended")
     status.set_defaults(run=show_status)
 
-    compare = commands.add_parser(
-        "compare", help="verdicts, tables, picture and page of a study, from its files"
-    )
+    what = "verdicts, tables (CSV, Markdown, LaTeX), picture and page of a study, made again from its files"
+    compare = commands.add_parser("compare", aliases=["collect"], help=what)
     _folder(compare)
     compare.add_argument(
         "--all", action="store_true", help="every job in the folder, whatever line it belongs to"
