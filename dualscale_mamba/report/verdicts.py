@@ -10,7 +10,7 @@ import numpy as np
 
 from dualscale_mamba.report.arms import UNQUANTIZED, Setting, Variant, settings
 from dualscale_mamba.report.collect import Job
-from dualscale_mamba.report.costs import LATENCY, costs
+from dualscale_mamba.report.costs import costs
 from dualscale_mamba.report.effects import OVER_WINDOWS, Effect, effects
 from dualscale_mamba.report.fairness import Light, lights
 from dualscale_mamba.report.items import ACCURACY, OVER_TASKS, accuracies, columns, columns_of, interval
@@ -151,8 +151,8 @@ def stands_out(jobs: Sequence[Job], metric: str) -> Job | None:
 
     Testing the best against the second best on the same items needs no correction for having picked them: the nearer
     two of several equal arms are, the less they differ (Gutmann and Maymin, "Is the selected population the best?",
-    Annals of Statistics 15, 1987). Metrics without items: sizes and bits are exact, times must lie apart from p10 to
-    p90, for all others None. The unquantized model is not ranked where there are others.
+    Annals of Statistics 15, 1987). Metrics without items: sizes and bits are exact; none else stands out, times
+    neither, which one process each cannot tell apart. The unquantized model is not ranked where there are others.
     """
     values = {index: value_of(job, metric) for index, job in enumerate(jobs) if job.is_done}
     known = {index: value for index, value in values.items() if value is not None and math.isfinite(value)}
@@ -172,10 +172,6 @@ def _direction(job: Job, metric: str) -> str:
 def _are_apart(first: Job, second: Job, metric: str) -> bool:
     if metric.startswith("memory/"):
         return first.metrics[metric] != second.metrics[metric]
-    if LATENCY.fullmatch(metric) or metric.startswith("latency/"):
-        stem = metric.rpartition("/")[0]
-        ends = (first.metrics.get(f"{stem}/p90"), second.metrics.get(f"{stem}/p10"))
-        return ends[0] is not None and ends[1] is not None and ends[0] < ends[1]
     own, other = columns_of(first, metric), columns_of(second, metric)
     if not own or [column.ids for column in own] != [column.ids for column in other]:
         return False
