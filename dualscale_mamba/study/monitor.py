@@ -233,7 +233,7 @@ def watching(
 
 @contextmanager
 def _polling(step: Any) -> Iterator[None]:
-    """Call ``step`` again and again beside the block, and once after it."""
+    """Call ``step`` before the block, again and again beside it, and after it."""
     over = threading.Event()
 
     def repeat() -> None:
@@ -244,6 +244,7 @@ def _polling(step: Any) -> Iterator[None]:
                 logger.debug("the jobs cannot be shown", exc_info=True)
 
     thread = threading.Thread(target=repeat, daemon=True, name="study-monitor")
+    step()
     thread.start()
     try:
         yield
