@@ -1,0 +1,1 @@
+"""How a weight becomes codes on its grid: nearest, with a searched scale, or so that the layer's output errs least."""
