@@ -53,6 +53,8 @@ inline const char* name_of(ScalarType type) {
       return "bfloat16";
     case ScalarType::Char:
       return "int8";
+    case ScalarType::Byte:
+      return "uint8";
     case ScalarType::Int:
       return "int32";
     case ScalarType::Double:

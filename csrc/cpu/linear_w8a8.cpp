@@ -13,17 +13,16 @@
 #include <immintrin.h>
 #endif
 
-#include "checks.h"
 #include "cpu/rows.h"
+#include "linear_checks.h"
 
 namespace dualscale::cpu {
 namespace {
 
-constexpr int64_t kTile = 4;             // rows and columns of a register tile
-constexpr int64_t kColumns = 64;         // columns of a task
-constexpr int64_t kRows = 32;            // rows of a task
-constexpr int64_t kWork = 512 * 1024;    // products that pay for waking a thread
-constexpr int64_t kMaxInputs = 1 << 16;  // 255 * 128 * 65536 < 2^31
+constexpr int64_t kTile = 4;           // rows and columns of a register tile
+constexpr int64_t kColumns = 64;       // columns of a task
+constexpr int64_t kRows = 32;          // rows of a task
+constexpr int64_t kWork = 512 * 1024;  // products that pay for waking a thread
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 
@@ -179,49 +178,12 @@ void multiply_rows(const Activations& in, int64_t first, int64_t count, const in
   }
 }
 
-void check_linear(const char* op, const Tensor& x, const OptionalTensor& x_code, bool knee,
-                  const OptionalTensor& row_scale, const Tensor& weight, const Tensor& weight_scale,
-                  const Tensor& weight_sum, const OptionalTensor& bias, const OptionalTensor& code,
-                  ScalarType dtype) {
-  check_channels({op, "x"}, x);
-  check_type({op, "x"}, x, ScalarType::Char);
-  check_last_stride({op, "x"}, x);
-  const int64_t size = x.size(x.dim() - 1);
-  if (size > kMaxInputs) {
-    refuse({op, "x"}, "has " + std::to_string(size) + " channels", "at most " + std::to_string(kMaxInputs));
-  }
-  check_code({op, "x_code"}, x_code, size, Codes::kKneeOneRow, x);
-  if (knee && !x_code) {
-    refuse({op, "knee"}, "is true without x_code", "false, or a code that has the knee");
-  }
-  check_type({op, "weight"}, weight, ScalarType::Char);
-  check_shape({op, "weight"}, weight, {-1, size});
-  check_same_device({op, "weight"}, weight, x);
-  if (!weight.is_contiguous()) {
-    refuse({op, "weight"}, "is not contiguous", "contiguous memory");
-  }
-  const int64_t columns = weight.size(0);
-  check_parameter({op, "weight_scale"}, weight_scale, {columns}, x);
-  check_type({op, "weight_sum"}, weight_sum, ScalarType::Int);
-  check_shape({op, "weight_sum"}, weight_sum, {columns});
-  check_same_device({op, "weight_sum"}, weight_sum, x);
-  if (!weight_sum.is_contiguous()) {
-    refuse({op, "weight_sum"}, "is not contiguous", "contiguous memory");
-  }
-  check_parameter({op, "row_scale"}, row_scale, {x.numel() / size}, x);
-  check_parameter({op, "bias"}, bias, {columns}, x);
-  check_code({op, "code"}, code, columns, Codes::kKnee, x);
-  if (!code) {
-    check_result_type({op, "dtype"}, dtype);
-  }
-}
-
 Tensor linear_w8a8(const Tensor& x, const OptionalTensor& x_code, bool knee, const OptionalTensor& row_scale,
                    const Tensor& weight, const Tensor& weight_scale, const Tensor& weight_sum,
                    const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype) {
-  check_linear("linear_w8a8", x, x_code, knee, row_scale, weight, weight_scale, weight_sum, bias, code,
-               dtype);
-  const int64_t size = x.size(x.dim() - 1), rows = x.numel() / size, columns = weight.size(0);
+  const int64_t size =
+      checked_linear_w8a8(x, x_code, knee, row_scale, weight, weight_scale, weight_sum, bias, code, dtype);
+  const int64_t rows = x.numel() / size, columns = weight.size(0);
   Epilogue finish;
   finish.weight_scale = weight_scale.const_data_ptr<float>();
   finish.weight_sum = weight_sum.const_data_ptr<int32_t>();

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "linear.cuh"
+#include "linear_checks.h"
 
 namespace dualscale {
 namespace {
@@ -13,8 +14,6 @@ constexpr int kRowsPerThread = 8;
 // torch._int_mm refuses fewer rows, and other multiples of columns and depth.
 constexpr int64_t kFewRows = 16;
 constexpr int64_t kMultiple = 8;
-// Sums of int8 products, less the zero point's share, stay below 2^31.
-constexpr int64_t kMaxDepth = 65536;
 
 // Four columns and a few rows a thread, so that the columns' parameters are loaded once.
 __global__ void __launch_bounds__(kThreads)
@@ -89,44 +88,10 @@ void multiply_many_rows(const Rows& x, const Product& p, const Tensor& weight, c
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void check_linear(const Tensor& x, const OptionalTensor& x_code, bool knee, const OptionalTensor& row_scale,
-                  const Tensor& weight, const Tensor& weight_scale, const Tensor& weight_sum,
-                  const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype) {
-  const char* op = "linear_w8a8";
-  check_type({op, "x"}, x, ScalarType::Char);
-  check_channels({op, "x"}, x);
-  check_last_stride({op, "x"}, x);
-  const int64_t depth = x.size(x.dim() - 1);
-  if (depth > kMaxDepth) {
-    refuse({op, "x"}, "has " + std::to_string(depth) + " channels", "at most " + std::to_string(kMaxDepth));
-  }
-  check_code({op, "x_code"}, x_code, depth, Codes::kKneeOneRow, x);
-  if (knee && !x_code) {
-    refuse({op, "knee"}, "is true without x_code", "false, or an x_code");
-  }
-  check_type({op, "weight"}, weight, ScalarType::Char);
-  check_shape({op, "weight"}, weight, {-1, depth});
-  check_same_device({op, "weight"}, weight, x);
-  if (!weight.is_contiguous()) {
-    refuse({op, "weight"}, "is not contiguous", "contiguous memory");
-  }
-  const int64_t columns = weight.size(0);
-  check_parameter({op, "row_scale"}, row_scale, {x.numel() / depth}, x);
-  check_parameter({op, "weight_scale"}, weight_scale, {columns}, x);
-  check_parameter({op, "bias"}, bias, {columns}, x);
-  check_type({op, "weight_sum"}, weight_sum, ScalarType::Int);
-  check_shape({op, "weight_sum"}, weight_sum, {columns});
-  check_same_device({op, "weight_sum"}, weight_sum, x);
-  check_code({op, "code"}, code, columns, Codes::kKnee, x);
-  if (!code) {
-    check_result_type({op, "dtype"}, dtype);
-  }
-}
-
 Tensor linear_w8a8(const Tensor& x, const OptionalTensor& x_code, bool knee, const OptionalTensor& row_scale,
                    const Tensor& weight, const Tensor& weight_scale, const Tensor& weight_sum,
                    const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype) {
-  check_linear(x, x_code, knee, row_scale, weight, weight_scale, weight_sum, bias, code, dtype);
+  checked_linear_w8a8(x, x_code, knee, row_scale, weight, weight_scale, weight_sum, bias, code, dtype);
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   const int64_t depth = sizes.back(), columns = weight.size(0);
   sizes.back() = columns;

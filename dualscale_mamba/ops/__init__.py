@@ -21,6 +21,7 @@ from dualscale_mamba.ops.dispatch import (
     kernel,
     set_implementation,
 )
+from dualscale_mamba.ops.linear import linear_w4a8, linear_w4a16, linear_w8a8, linear_w8a16
 from dualscale_mamba.ops.state_space import (
     selective_scan,
     selective_state_update,
@@ -38,7 +39,10 @@ __all__ = [
     "gated_rms_norm_quant",
     "hadamard_quant",
     "implementation",
+    "linear_w4a8",
+    "linear_w4a16",
     "linear_w8a8",
+    "linear_w8a16",
     "rms_norm_quant",
     "selective_scan",
     "selective_state_update",
@@ -213,37 +217,3 @@ def hadamard_quant(
         The transformed rows (..., C), and the row scales, fp32 (rows,) or empty.
     """
     return cast("tuple[Tensor, Tensor]", kernel("hadamard_quant", x)(x, base, code, per_token, dtype))
-
-
-def linear_w8a8(
-    x: Tensor,
-    x_code: Tensor | None,
-    knee: bool,
-    row_scale: Tensor | None,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_sum: Tensor,
-    bias: Tensor | None = None,
-    code: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """int8 activations times int8 weights, summed exactly, scaled at the end.
-
-    Args:
-        x: int8 (..., K).
-        x_code: fp32 (1, 8), or None for codes that stand for themselves.
-        knee: Whether the knee term of ``x_code`` is computed.
-        row_scale: fp32 (rows,) or None.
-        weight: int8 (N, K).
-        weight_scale: fp32 (N,).
-        weight_sum: int32 (N,), the sum of each row of ``weight``.
-        bias: fp32 (N,).
-        code: fp32 (1 or N, 8) of the result; without it the result is ``dtype``.
-        dtype: Of a floating-point result.
-
-    Returns:
-        (..., N), int8 or ``dtype``.
-    """
-    run = kernel("linear_w8a8", x)
-    result = run(x, x_code, knee, row_scale, weight, weight_scale, weight_sum, bias, code, dtype)
-    return cast(Tensor, result)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualscale_mamba.ops import fake, reference, reference_ssd
+from dualscale_mamba.ops import fake, reference, reference_linear, reference_ssd
 from dualscale_mamba.ops.schema import NAMESPACE, SCHEMAS
 
 IMPLEMENTATIONS = ("compiled", "reference")
@@ -23,8 +23,9 @@ for _name, _schema in SCHEMAS.items():
 _compiled: dict[str, Callable[..., Any]] = {
     name: getattr(getattr(torch.ops, NAMESPACE), name).default for name in SCHEMAS
 }
+_references = {"ssd": reference_ssd, "linear": reference_linear}  # by the first word; the others: reference
 _reference: dict[str, Callable[..., Any]] = {
-    name: getattr(reference_ssd if name.startswith("ssd_") else reference, name) for name in SCHEMAS
+    name: getattr(_references.get(name.split("_")[0], reference), name) for name in SCHEMAS
 }
 _loaded = {"meta"}
 _implementation = "compiled"

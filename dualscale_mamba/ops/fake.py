@@ -92,8 +92,26 @@ def hadamard_quant(
     return _like(x, code, torch.int8 if per_token else dtype), _rows(x, per_token)
 
 
-def linear_w8a8(x: Tensor, *rest: Any) -> Tensor:
-    """(..., K) -> (..., N)."""
-    weight, code, dtype = rest[3], rest[-2], rest[-1]
+def _product(x: Tensor, weight: Tensor, code: Tensor | None, dtype: torch.dtype) -> Tensor:
     shape = (*x.shape[:-1], weight.shape[0])
     return torch.empty(shape, dtype=dtype if code is None else torch.int8, device=x.device)
+
+
+def linear_w8a8(x: Tensor, *rest: Any) -> Tensor:
+    """(..., K) -> (..., N)."""
+    return _product(x, rest[3], *rest[-2:])
+
+
+def linear_w4a8(x: Tensor, *rest: Any) -> Tensor:
+    """(..., K) -> (..., N)."""
+    return _product(x, rest[3], *rest[-2:])
+
+
+def linear_w8a16(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    """(..., K) -> (..., N)."""
+    return _product(x, weight, *rest[-2:])
+
+
+def linear_w4a16(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    """(..., K) -> (..., N)."""
+    return _product(x, weight, *rest[-2:])

@@ -57,8 +57,20 @@ def value_of(v: Tensor, code: Tensor | None) -> Tensor:
     return v.float() if code is None else decode(v, code, torch.float32)
 
 
-def _result(y: Tensor, code: Tensor | None, dtype: torch.dtype) -> Tensor:
+def result_of(y: Tensor, code: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """fp32 values as int8 with a code, or as ``dtype`` without."""
     return y.to(dtype) if code is None else encode(y, code)
+
+
+def unpack_int4(packed: Tensor) -> Tensor:
+    """uint8 (..., K/2) -> int8 (..., K) in [-8, 7]: the one definition of how 4-bit codes lie in memory.
+
+    Eight neighbours k0..k7 take four bytes: the low nibble of byte j holds code k0+j, the high nibble code k0+4+j,
+    both in two's complement.
+    """
+    fours = packed.reshape(*packed.shape[:-1], packed.shape[-1] // 4, 4)
+    nibbles = torch.stack([fours & 15, fours >> 4], dim=-2).to(torch.int8)
+    return ((nibbles ^ 8) - 8).reshape(*packed.shape[:-1], 2 * packed.shape[-1])
 
 
 def split_last(t: Tensor, parts: int) -> Tensor:
@@ -82,7 +94,7 @@ def causal_conv1d_encode(
     before = zeros if initial is None else value_of(initial, x_code)
     value = torch.cat([before, value], dim=1).transpose(1, 2)
     y = F.conv1d(value, weight.float()[:, None], bias, groups=weight.shape[0])
-    return _result(F.silu(y).transpose(1, 2).contiguous(), code, dtype)
+    return result_of(F.silu(y).transpose(1, 2).contiguous(), code, dtype)
 
 
 def causal_conv1d_update(
@@ -185,7 +197,7 @@ def _encode_rows(
 ) -> tuple[Tensor, Tensor]:
     """The common end of the two norm-like operators: static code, one scale a row, or floating point."""
     if not per_token:
-        return _result(y, code, dtype), y.new_empty(0)
+        return result_of(y, code, dtype), y.new_empty(0)
     rows = y.reshape(-1, y.shape[-1])
     row_scale = rows.abs().amax(dim=1).clamp_min(1e-12) / 127.0
     codes = round_half_away(rows / row_scale[:, None]).clamp(-127, 127).to(torch.int8)
@@ -247,33 +259,3 @@ def hadamard_quant(
         width *= 2
     y = torch.einsum("ij,rjk->rik", base, y).reshape(x.shape) * channels**-0.5
     return _encode_rows(y, code, per_token, dtype)
-
-
-def linear_w8a8(
-    x: Tensor,
-    x_code: Tensor | None,
-    knee: bool,
-    row_scale: Tensor | None,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_sum: Tensor,
-    bias: Tensor | None,
-    code: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Decoded int8 activations times int8 weights, accumulated exactly, scaled once at the end."""
-    rows = x.reshape(-1, x.shape[-1]).double()
-    scale = weight_scale
-    total = rows
-    if x_code is not None:
-        _, _, zero, knee_at, gain, _, _, _ = x_code.double().unbind(1)
-        total = rows - zero
-        if knee:
-            total = total + gain * (rows - knee_at).clamp_min(0.0)
-        scale = x_code[0, 0] * weight_scale
-    y = (total @ weight.double().T).float() * scale
-    if row_scale is not None:
-        y = y * row_scale[:, None]
-    if bias is not None:
-        y = y + bias
-    return _result(y, code, dtype).reshape(*x.shape[:-1], weight.shape[0])

@@ -96,4 +96,23 @@ SCHEMAS: dict[str, str] = {
         "(Tensor x, Tensor? x_code, bool knee, Tensor? row_scale, Tensor weight, Tensor weight_scale,"
         " Tensor weight_sum, Tensor? bias, Tensor? code, ScalarType dtype) -> Tensor"
     ),
+    # The same with 4-bit weights in groups of group_size columns, a power of two in 32..1024; K % 8 == 0:
+    # y[m, n] = row_scale[m] * s * sum_g weight_scale[n, g] * (sum_{k in g} W[n, k] v[m, k]) + bias[n],
+    # v = q - z + gain max(q - knee, 0). weight (N, K/2) uint8, packed as reference.unpack_int4 says; weight_scale
+    # (N, ceil(K/group_size)) fp16, of any sign; weight_sum (N,) fp32 = sum_k weight_scale W
+    "linear_w4a8": (
+        "(Tensor x, Tensor? x_code, bool knee, Tensor? row_scale, Tensor weight, Tensor weight_scale,"
+        " Tensor weight_sum, int group_size, Tensor? bias, Tensor? code, ScalarType dtype) -> Tensor"
+    ),
+    # y = x (weight_scale W)^T + bias, sums in fp32; with many rows an implementation may round weight_scale W to x's
+    # type. x (..., K) float; weight (N, K) int8; weight_scale, bias (N,) fp32; code knee with 1 or N rows
+    # -> (..., N) int8 or dtype
+    "linear_w8a16": (
+        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? code, ScalarType dtype) -> Tensor"
+    ),
+    # The same with weight, weight_scale and group_size of linear_w4a8
+    "linear_w4a16": (
+        "(Tensor x, Tensor weight, Tensor weight_scale, int group_size, Tensor? bias, Tensor? code,"
+        " ScalarType dtype) -> Tensor"
+    ),
 }
