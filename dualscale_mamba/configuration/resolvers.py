@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import Container, ListConfig, OmegaConf
+
+from dualscale_mamba.configuration.checkpoints import option_name
 
 # Name of a study that is not stored but typed.
 TYPED_STUDY = "multirun"
@@ -17,7 +20,17 @@ def _choices(root: Container | None) -> dict[str, Any]:
     chosen: Any = OmegaConf.select(root, "hydra.runtime.choices") if root is not None else None
     if chosen is None and HydraConfig.initialized():
         chosen = HydraConfig.get().runtime.choices
-    return dict(chosen or {})
+    return chosen_options(chosen or {})
+
+
+def chosen_options(choices: Mapping[Any, Any]) -> dict[str, Any]:
+    """The option of each group that is not Hydra's own; what a quantized checkpoint set is named as when it was made.
+
+    Args:
+        choices: ``hydra.runtime.choices``.
+    """
+    ours = {str(group): option for group, option in choices.items() if not str(group).startswith("hydra")}
+    return {g: option_name(g, option) if isinstance(option, str) else option for g, option in ours.items()}
 
 
 def choice(group: str, *, _root_: Container) -> str:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dualscale_mamba.configuration import resolvers, studies
+from dualscale_mamba.configuration.checkpoints import MODEL, FolderAsOption, FoldersSearchPath
 from dualscale_mamba.configuration.launchers import missing_extra
 from dualscale_mamba.configuration.search_path import FolderAsGroup, SweepsSearchPath
 from dualscale_mamba.configuration.validate import InvalidConfigError
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Make the group ``sweeps``, the sweeper and the resolvers known to Hydra; do it before composing."""
+    """Make the group ``sweeps``, folders as models, the sweeper and the resolvers known to Hydra, before composing."""
     resolvers.register()
     # Hydra takes sweepers from the name space package hydra_plugins only: a part of that lies in this folder.
     if str(PLUGINS) not in sys.path:
@@ -47,8 +48,8 @@ def register() -> None:
         str(PLUGINS),
     ]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(known))
-    Plugins.instance().register(FolderAsGroup)
-    Plugins.instance().register(SweepsSearchPath)
+    for plugin in (FolderAsGroup, SweepsSearchPath, FolderAsOption, FoldersSearchPath):
+        Plugins.instance().register(plugin)
 
 
 def launch(main: Callable[[], Any]) -> int:
@@ -131,9 +132,9 @@ def explain(error: BaseException) -> list[str]:
         options = re.findall(r"^\t([\w.\-]+)$", text.split("Config search", 1)[0], re.M)
         group = missing[1]
         options = options or sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        return [
-            f"{group}={missing[2]}: allowed is one of {', '.join(options)}.{_suggestion(missing[2], options)}"
-        ]
+        folder = ", or the folder of a checkpoint" if group == MODEL else ""
+        listed = f"allowed is one of {', '.join(options)}{folder}"
+        return [f"{group}={missing[2]}: {listed}.{_suggestion(missing[2], options)}"]
     if unknown := re.search(r"Could not override '(.+?)'", text):
         key = unknown[1].split("@")[0]
         parent, allowed_keys = _siblings(key)

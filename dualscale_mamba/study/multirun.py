@@ -14,6 +14,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
+from dualscale_mamba.configuration.resolvers import chosen_options
 from dualscale_mamba.study.command import job_arguments, quoted
 from dualscale_mamba.study.folder import Entry, Line, StudyFolder, is_done, is_locked, line_id, state_of
 from dualscale_mamba.study.identity import job_id
@@ -109,7 +110,7 @@ def entry_of(config: DictConfig, overrides: Sequence[str], number: int) -> Entry
         arm=config.arm,
         group=config.group,
         overrides=tuple(overrides),
-        choices={str(k): _plain(v) for k, v in choices.items() if not str(k).startswith("hydra")},
+        choices={group: _plain(option) for group, option in chosen_options(choices).items()},
     )
 
 

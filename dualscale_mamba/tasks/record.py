@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import Container, DictConfig, OmegaConf
 
+from dualscale_mamba.configuration.resolvers import chosen_options
 from dualscale_mamba.study.files import plain, read_json, write_json, write_text
 from dualscale_mamba.study.folder import JOBS, RESULT, STATUS, is_done, locked
 
@@ -68,7 +69,7 @@ class RunFolder:
         if HydraConfig.initialized():
             hydra = HydraConfig.get()
             overrides = list(hydra.overrides.task)
-            choices = {k: v for k, v in hydra.runtime.choices.items() if not str(k).startswith("hydra")}
+            choices = chosen_options(hydra.runtime.choices)
             place = OmegaConf.select(cast("Container", hydra), "job.num", throw_on_missing=False)
             # A launcher that runs each job as a single run of its own gives it its number.
             in_multirun = hydra.mode == RunMode.MULTIRUN or place is not None

@@ -109,7 +109,7 @@ class ProcessLauncher(Launcher):
                 **{key: config.get(key) for key in ("name", "arm", "group")},
                 "number": hydra.job.num,
                 "overrides": list(hydra.overrides.task),
-                "choices": {k: v for k, v in hydra.runtime.choices.items() if not str(k).startswith("hydra")},
+                "choices": resolvers.chosen_options(hydra.runtime.choices),
             }
         finally:
             HydraConfig.instance().cfg = before
