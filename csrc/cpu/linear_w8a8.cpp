@@ -1,28 +1,20 @@
 // int8 x int8 linear layer with the knee term, exact sums, one scaling at the end.
-//
-// The dot product of the machine multiplies unsigned by signed bytes, so activations are stored as q + 128
-// and the surplus of 128 * weight_sum is taken off at the end, together with the zero point. The knee term is
-// a second row of activations, max(q - knee, 0), which lies in 0..255 too: the kernel sees twice the rows and
-// the same weights.
 #include <algorithm>
-#include <cmath>
-#include <memory>
 #include <vector>
 
 #if defined(__AVX512VNNI__)
 #include <immintrin.h>
 #endif
 
-#include "cpu/rows.h"
+#include "cpu/linear_codes.h"
 #include "linear_checks.h"
 
 namespace dualscale::cpu {
 namespace {
 
-constexpr int64_t kTile = 4;           // rows and columns of a register tile
-constexpr int64_t kColumns = 64;       // columns of a task
-constexpr int64_t kRows = 32;          // rows of a task
-constexpr int64_t kWork = 512 * 1024;  // products that pay for waking a thread
+constexpr int64_t kTile = 4;      // rows and columns of a register tile
+constexpr int64_t kColumns = 64;  // columns of a task
+constexpr int64_t kRows = 32;     // rows of a task
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 
@@ -93,65 +85,8 @@ void multiply(const uint8_t* const* rows, const int8_t* const* columns, int64_t 
 
 #endif
 
-// What turns integer sums into the result.
-struct Epilogue {
-  double zero = 128.0;  // of the stored activations
-  double gain = 0.0, lift = 0.0;
-  float scale = 1.0f;
-  const float *weight_scale, *row_scale, *bias;
-  const int32_t* weight_sum;
-
-  float operator()(int32_t plain, int32_t above_knee, int64_t row, int64_t column) const {
-    const double sum = weight_sum[column];
-    const double above = static_cast<double>(above_knee) + lift * sum;
-    const double total = (static_cast<double>(plain) - zero * sum) + gain * above;
-    float y = static_cast<float>(total) * (scale * weight_scale[column]);
-    y = row_scale ? y * row_scale[row] : y;
-    return bias ? y + bias[column] : y;
-  }
-};
-
-// Activations as the kernel wants them: one row, or with a knee two, for each row of x.
-class Activations {
- public:
-  Activations(const Tensor& x, bool has_knee, int64_t knee)
-      : size_(x.size(x.dim() - 1)), per_row_(has_knee ? 2 : 1) {
-    const RowOffsets offsets(x);
-    const int8_t* const codes = x.const_data_ptr<int8_t>();
-    data_.reset(new uint8_t[static_cast<size_t>(offsets.rows() * per_row_ * size_)]);
-    // Copies, because a byte that is written might be any member.
-    uint8_t* const data = data_.get();
-    const int64_t size = size_, per_row = per_row_;
-    const int32_t lowest = static_cast<int32_t>(knee);
-    torch::stable::parallel_for(0, offsets.rows(), kWork / size + 1, [=](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        const int8_t* const in = codes + offsets(row);
-        uint8_t* const plain = data + row * per_row * size;
-#pragma omp simd
-        for (int64_t k = 0; k < size; ++k) {
-          plain[k] = static_cast<uint8_t>(in[k] ^ 0x80);
-        }
-        if (has_knee) {
-          uint8_t* const above = plain + size;
-#pragma omp simd
-          for (int64_t k = 0; k < size; ++k) {
-            above[k] = static_cast<uint8_t>(std::max<int32_t>(in[k] - lowest, 0));
-          }
-        }
-      }
-    });
-  }
-
-  int64_t per_row() const { return per_row_; }
-  const uint8_t* operator[](int64_t index) const { return data_.get() + index * size_; }
-
- private:
-  int64_t size_, per_row_;
-  std::unique_ptr<uint8_t[]> data_;
-};
-
 // All sums of `count` <= kTile activation rows with the columns [n, n + columns) of the weights.
-void multiply_rows(const Activations& in, int64_t first, int64_t count, const int8_t* weight, int64_t size,
+void multiply_rows(const CodeRows& in, int64_t first, int64_t count, const int8_t* weight, int64_t size,
                    int64_t n, int64_t columns, int32_t (*sums)[kColumns]) {
   const uint8_t* rows[kTile];
   for (int64_t r = 0; r < kTile; ++r) {
@@ -184,30 +119,16 @@ Tensor linear_w8a8(const Tensor& x, const OptionalTensor& x_code, bool knee, con
   const int64_t size =
       checked_linear_w8a8(x, x_code, knee, row_scale, weight, weight_scale, weight_sum, bias, code, dtype);
   const int64_t rows = x.numel() / size, columns = weight.size(0);
-  Epilogue finish;
-  finish.weight_scale = weight_scale.const_data_ptr<float>();
-  finish.weight_sum = weight_sum.const_data_ptr<int32_t>();
-  finish.row_scale = pointer(row_scale);
-  finish.bias = pointer(bias);
-  int64_t knee_at = 0;
-  if (x_code) {
-    const Knee in = Knee::load(x_code->const_data_ptr<float>());
-    finish.zero += in.zero;
-    finish.scale = in.scale;
-    if (knee) {
-      // A knee below all codes is lifted to the lowest; what that takes off is a multiple of the weight sums.
-      knee_at = static_cast<int64_t>(std::floor(min_of(max_of(in.knee, -128.0f), 127.0f)));
-      finish.gain = in.gain;
-      finish.lift = in.knee < -128.0f ? -128.0 - in.knee : 0.0;
-    }
-  }
-  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
-  shape.back() = columns;
-  Tensor y = torch::stable::new_empty(x, shape, code ? ScalarType::Char : dtype);
-  const Activations inputs(x, knee, knee_at);
+  const InputCode in(x_code, knee);
+  const CodeEpilogue<int32_t, int32_t> finish{in, weight_scale.const_data_ptr<float>(), pointer(row_scale),
+                                              pointer(bias), weight_sum.const_data_ptr<int32_t>()};
+  Tensor y = torch::stable::new_empty(x, shape_with_last(x, columns), code ? ScalarType::Char : dtype);
+  const CodeRows inputs(x, in, size, [size](const uint8_t* from, uint8_t* to) {
+    std::memcpy(to, from, static_cast<size_t>(size));
+  });
   const Sink sink(y, code);
   const int8_t* const weights = weight.const_data_ptr<int8_t>();
-  const int64_t per_row = inputs.per_row(), step = kTile / per_row;
+  const int64_t per_row = in.per_row(), step = kTile / per_row;
   const int64_t row_blocks = (rows + kRows - 1) / kRows, column_blocks = (columns + kColumns - 1) / kColumns;
   const int64_t grain = kWork / (std::min(rows, kRows) * kColumns * size * per_row + 1) + 1;
 

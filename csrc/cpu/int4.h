@@ -1,0 +1,65 @@
+// 4-bit weights as they lie in memory, and what multiplies them.
+//
+// Eight neighbouring codes take four bytes: low nibbles the first four, high nibbles the others. A register
+// of 64 bytes thus holds 128 columns of a row, a block; its low nibbles, taken out at once, are the first
+// four of every eight, and activations are brought into the same order beforehand. Rows are padded to whole
+// blocks.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/lanes.h"
+#include "cpu/rows.h"
+
+namespace dualscale::cpu {
+
+constexpr int64_t kBlockCodes = 128;
+constexpr int64_t kBlockBytes = kBlockCodes / 2;
+
+// The sizes of packed weights (N, depth / 2) with scales (N, groups).
+struct Int4Shape {
+  int64_t depth, group_size;
+
+  int64_t bytes() const { return depth / 2; }
+  int64_t blocks() const { return (depth + kBlockCodes - 1) / kBlockCodes; }
+  int64_t padded() const { return blocks() * kBlockCodes; }
+  int64_t groups() const { return (depth + group_size - 1) / group_size; }
+  // Scales of one row as the kernels read them: whole blocks, and room for a register.
+  int64_t scale_stride() const { return std::max(groups(), padded() / group_size) + kWide; }
+};
+
+// Which scale each lane of a block takes, counted from the block's first: a lane holds eight neighbours.
+inline Ints scale_lanes(int64_t group_size) {
+  Ints lanes;
+  for (int64_t lane = 0; lane < kWide; ++lane) {
+    lanes[lane] = static_cast<int32_t>(8 * lane / group_size);
+  }
+  return lanes;
+}
+
+// The scales of the 128 codes of a block.
+DUALSCALE_INLINE Floats block_scale(const float* scales, int64_t block, int64_t group_size, Ints lanes) {
+  return look_up(lanes, load<Floats>(scales + block * kBlockCodes / group_size));
+}
+
+// Codes as signed bytes.
+DUALSCALE_INLINE Bytes signed_nibbles(Bytes low) { return (low ^ 8) - 8; }
+
+// The block at `at` bytes of a row of `bytes`; past its end there are zeros.
+DUALSCALE_INLINE Bytes load_block(const uint8_t* row, int64_t at, int64_t bytes) {
+  return bytes - at >= kBlockBytes ? load<Bytes>(row + at) : load_part<Bytes>(row + at, bytes - at);
+}
+
+// Scales of rows [first, first + count) as fp32, `scale_stride` apart, zeros behind the last.
+inline void read_scales(const Tensor& scale, const Int4Shape& shape, int64_t first, int64_t count,
+                        std::vector<float>& out) {
+  const Source source(scale, std::nullopt);
+  const int64_t groups = shape.groups(), stride = shape.scale_stride();
+  out.assign(static_cast<size_t>(count * stride), 0.0f);
+  for (int64_t i = 0; i < count; ++i) {
+    source.copy((first + i) * groups, 0, groups, out.data() + i * stride);
+  }
+}
+
+}  // namespace dualscale::cpu
