@@ -61,6 +61,25 @@ def config_from_json(raw: Mapping[str, Any], where: str) -> ModelConfig:
     return config
 
 
+def config_to_json(config: ModelConfig) -> dict[str, Any]:
+    """A ``config.json`` in the state-spaces layout from which :func:`config_from_json` makes the same sizes.
+
+    Raises:
+        CheckpointError: That layout has no field for one of them.
+    """
+    layer = "Mamba1" if config.family == "mamba1" else "Mamba2"
+    options = {theirs: getattr(config, ours) for theirs, ours in _OPTIONS[layer].items()}
+    if isinstance(config, Mamba2Config):
+        options["dt_limit"] = [str(config.delta_min), str(config.delta_max)]
+    made = {
+        **{name: getattr(config, name) for name in ("d_model", "n_layer", "vocab_size", "tie_embeddings")},
+        **{"ssm_cfg": {"layer": layer, **options}, "rms_norm": True, "pad_vocab_size_multiple": 1},
+    }
+    if config_from_json(made, "config.json") != config:
+        raise CheckpointError(f"the state-spaces layout of config.json has no field for all of {config}")
+    return made
+
+
 def _unsupported(where: str, what: str) -> CheckpointError:
     return CheckpointError(f"{where}: {what} is not supported yet; Mamba-1 and Mamba-2 language models are")
 

@@ -5,29 +5,30 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dualscale_mamba.data.tokenizer import Tokenizer
 from dualscale_mamba.errors import CheckpointError, ConfigError
-from dualscale_mamba.models import names
 from dualscale_mamba.models.config import ModelConfig
 from dualscale_mamba.models.config_json import config_from_json
+from dualscale_mamba.models.fitting import fitted
 from dualscale_mamba.models.initial import RANDOM_SIZES, initialize
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.official import OfficialLM, check_available
+from dualscale_mamba.models.quantized import reload
 from dualscale_mamba.models.weights import (
-    fit_report,
     hash_files,
     hash_tensors,
     read_json,
     read_weights,
     weight_files,
 )
+from dualscale_mamba.quantization.manifest import KEY, Manifest, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,10 @@ NEOX_TOKENIZED = ("state-spaces/mamba-", "state-spaces/mamba2-")
 NEOX_TOKENIZER = "EleutherAI/gpt-neox-20b"
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
-_SAFE_FILES = ["config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json"]
+_SAFE_FILES = [
+    *("config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("README.md", "result.json"),
+]
 _PICKLED_FILES = ["config.json", "tokenizer.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
@@ -53,7 +57,10 @@ class Pretrained:
         tokenizer: Its tokenizer.
         config: Its sizes.
         source: What was asked for.
-        weights_hash: sha256 of the weight files (of the tensors for a random model).
+        weights_hash: sha256 of the weight files (of the tensors for a random model); of a quantized checkpoint that of
+            the weights it was made from.
+        folder: Where its files lie; None for a random model.
+        manifest: What a quantized checkpoint says about itself; None for any other model.
     """
 
     model: MambaLM | OfficialLM
@@ -61,21 +68,25 @@ class Pretrained:
     config: ModelConfig
     source: str
     weights_hash: str
+    folder: Path | None = None
+    manifest: Manifest | None = None
 
 
 def load_pretrained(
     source: str,
     *,
     revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    residual_dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
+    residual_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     implementation: str = "native",
     seed: int = 0,
     family: str | None = None,
-    state_dtype: torch.dtype = torch.float32,
+    state_dtype: torch.dtype | None = None,
 ) -> Pretrained:
-    """Load a Mamba language model.
+    """Load a Mamba language model, or a quantized one as it was saved.
+
+    Types that are None are float32, or those in which a quantized checkpoint was saved; it has no others.
 
     Args:
         source: A folder, a hub id, ``embedded:NAME`` or ``random:NAME``.
@@ -89,15 +100,17 @@ def load_pretrained(
         state_dtype: Type of the state of the state space between calls: float32, or float16 for a native Mamba-2.
 
     Raises:
-        CheckpointError: The checkpoint cannot be found, read or understood.
+        CheckpointError: The checkpoint cannot be found, read or understood, or is not what was written.
         ConfigError: The source, the implementation or the type of the state cannot work, or the checkpoint is of
-            another family.
+            another family, or quantized and saved in other types.
     """
     check_source(source)
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError("model.implementation", implementation, " or ".join(IMPLEMENTATIONS))
+    types = (dtype, residual_dtype, state_dtype)
+    asked = Types(*(torch.float32 if one is None else one for one in types))
     if implementation == "mamba_ssm":
-        check_available(torch.device(device), state_dtype)
+        check_available(torch.device(device), asked.state_dtype)
     read = _random(source, seed, family) if source.startswith(RANDOM) else _read(source, revision, family)
     config, where = read.config, read.where
     if read.tokenizer.vocab_size > config.vocab_size:
@@ -105,17 +118,26 @@ def load_pretrained(
             f"{where}: the tokenizer has {read.tokenizer.vocab_size} ids, the embedding {config.vocab_size}"
             " rows; they do not belong together"
         )
-    weights = fitted(config, read.weights, dtype, where)
-    model: MambaLM | OfficialLM
+    if read.manifest is not None:
+        model = reload(read.manifest, config, types, implementation, device)
+        return _pretrained(model, read, source)
+    weights = fitted(config, read.weights, asked.dtype, where)
     if implementation == "mamba_ssm":
-        model = OfficialLM(config, weights, dtype, residual_dtype, torch.device(device))
-    else:
-        model = MambaLM(config, dtype, residual_dtype, state_dtype)
-        model.load_state_dict(weights, assign=True)
-        model.tie()
-        model.to(device)
-    logger.info("loaded %s: %d layers, width %d, %s", source, config.n_layer, config.d_model, dtype)
-    return Pretrained(model.eval(), read.tokenizer, config, source, read.fingerprint)
+        official = OfficialLM(config, weights, asked.dtype, asked.residual_dtype, torch.device(device))
+        return _pretrained(official, read, source)
+    model = MambaLM(config, *asked)
+    model.load_state_dict(weights, assign=True)
+    model.tie()
+    model.to(device)
+    return _pretrained(model, read, source)
+
+
+class Types(NamedTuple):
+    """Of the weights and activations, of the residual stream, of the state between calls."""
+
+    dtype: torch.dtype
+    residual_dtype: torch.dtype
+    state_dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -125,6 +147,16 @@ class _Read:
     tokenizer: Tokenizer
     fingerprint: str
     where: str
+    folder: Path | None = None
+    manifest: Manifest | None = None
+
+
+def _pretrained(model: MambaLM | OfficialLM, read: _Read, source: str) -> Pretrained:
+    config = read.config
+    logger.info("loaded %s: %d layers, width %d, %s", source, config.n_layer, config.d_model, model.dtype)
+    return Pretrained(
+        model.eval(), read.tokenizer, config, source, read.fingerprint, read.folder, read.manifest
+    )
 
 
 def _random(source: str, seed: int, family: str | None) -> _Read:
@@ -138,11 +170,23 @@ def _random(source: str, seed: int, family: str | None) -> _Read:
 def _read(source: str, revision: str | None, family: str | None) -> _Read:
     folder = locate(source, revision)
     raw = read_json(folder / "config.json")
-    config = config_from_json(raw, str(folder / "config.json"))
+    config, manifest = _described(folder, raw)
     _check_family(config, family, str(folder))
+    if manifest is not None:
+        manifest.check_tokenizer()
     tokenizer = _tokenizer(folder, source, raw.get("eos_token_id"))
+    if manifest is not None:
+        made_from = str(manifest["provenance"]["weights"])
+        return _Read(config, {}, tokenizer, made_from, str(folder), folder, manifest)
     files = weight_files(folder)
-    return _Read(config, read_weights(files), tokenizer, hash_files(files), str(folder))
+    return _Read(config, read_weights(files), tokenizer, hash_files(files), str(folder), folder)
+
+
+def _described(folder: Path, raw: dict[str, object]) -> tuple[ModelConfig, Manifest | None]:
+    """Sizes, and the manifest of a checkpoint that is quantized."""
+    manifest = read_manifest(folder, raw) if KEY in raw else None
+    sizes = raw if manifest is None else manifest.sizes
+    return config_from_json(sizes, str(folder / "config.json")), manifest
 
 
 def _check_family(config: ModelConfig, family: str | None, where: str) -> None:
@@ -166,8 +210,8 @@ def check_source(source: str, family: str | None = None) -> None:
         if source.startswith(RANDOM):
             _check_family(RANDOM_SIZES[source.removeprefix(RANDOM)], family, source)
         elif source.startswith(EMBEDDED) or Path(source).expanduser().is_dir():
-            path = locate(source, None) / "config.json"
-            _check_family(config_from_json(read_json(path), str(path)), family, source)
+            folder = locate(source, None)
+            _check_family(_described(folder, read_json(folder / "config.json"))[0], family, source)
 
 
 def _check_place(source: str) -> None:
@@ -231,51 +275,3 @@ def _tokenizer(folder: Path, source: str, eos: object) -> Tokenizer:
             )
         path = _fetch(NEOX_TOKENIZER, None, ["tokenizer.json"]) / "tokenizer.json"
     return Tokenizer.from_file(path, eos if isinstance(eos, int) else None)
-
-
-def fitted(
-    config: ModelConfig, weights: Mapping[str, Tensor], dtype: torch.dtype, where: str
-) -> dict[str, Tensor]:
-    """Weights under this package's names, shapes and types, complete and finite.
-
-    Args:
-        config: The sizes that they must have.
-        weights: As read, in either layout.
-        dtype: Of linear weights.
-        where: The checkpoint, for messages.
-
-    Raises:
-        CheckpointError: Weights are missing, unexpected, of a wrong shape or not finite.
-    """
-    found = {names.rename(name, names.FROM_CHECKPOINT): value for name, value in weights.items()}
-    for name, value in found.items():
-        if names.is_conv_weight(name) and value.dim() == 3 and value.shape[1] == 1:
-            found[name] = value[:, 0]
-    _check_tie(config, found, where)
-    with torch.device("meta"):
-        expected = MambaLM(config, dtype).state_dict()
-    if faults := fit_report(expected, found):
-        raise CheckpointError(
-            f"{where}: the weights do not fit config.json: {'; '.join(faults[:8])}. Check that both"
-            " files belong to the same checkpoint"
-        )
-    converted = {name: found[name].to(expected[name].dtype).contiguous() for name in expected}
-    broken = [name for name, value in converted.items() if not torch.isfinite(value).all()]
-    if broken:
-        raise CheckpointError(
-            f"{where}: not finite as {dtype}: {', '.join(broken[:6])}. Try another model.dtype"
-        )
-    return converted
-
-
-def _check_tie(config: ModelConfig, found: dict[str, Tensor], where: str) -> None:
-    """Complete a tied head, or refuse one that is not the embedding."""
-    embedding, head = found.get(names.EMBEDDING), found.get(names.HEAD)
-    if not config.tie_embeddings or embedding is None:
-        return
-    if head is not None and not torch.equal(head, embedding):
-        raise CheckpointError(
-            f"{where}: config.json ties the embeddings, but {names.HEAD} differs from {names.EMBEDDING}; if"
-            " the head is its own matrix, set tie_embeddings (tie_word_embeddings) to false"
-        )
-    found[names.HEAD] = embedding

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.models.config import Mamba2Config, MambaConfig, ModelConfig
+from dualscale_mamba.models.fitting import fitted
 from dualscale_mamba.models.official import OfficialLM, check_available
-from dualscale_mamba.models.pretrained import ASSETS, fitted
+from dualscale_mamba.models.pretrained import ASSETS
 
 CUDA = torch.device("cuda")
 CONFIG = MambaConfig(d_model=256, n_layer=6, vocab_size=4096)
