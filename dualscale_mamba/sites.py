@@ -37,6 +37,20 @@ ALL_SITES = "all"
 # Sites that may have a code a channel or a group of channels: what the convolution emits and the scan reads.
 GROUPED: dict[str, tuple[str, ...]] = {"mamba1": ("ssm_input",), "mamba2": ("x", "B", "C")}
 
+# Layers outside the blocks that have a large weight; token ids enter one, the other reads no site.
+EMBEDDING, HEAD = "embedding", "lm_head"
+
+# The site that alone feeds a linear layer of a mixer; the one in front of x_proj is the SSM input.
+INPUT_SITES: dict[str, dict[str, str]] = {
+    "mamba1": {
+        "in_proj": "in_proj_input",
+        "x_proj": "ssm_input",
+        "dt_proj": "dt_input",
+        "out_proj": "out_proj_input",
+    },
+    "mamba2": {"in_proj": "in_proj_input", "out_proj": "out_proj_input"},
+}
+
 
 def short_name(site: str) -> str:
     """``x`` of ``layers.3.mixer.x``."""

@@ -87,7 +87,7 @@ def tracker(config: DictConfig) -> Tracker:
 def recipe(config: DictConfig) -> Recipe:
     """What the quantization reads: precision, scale mode, observer and granularity in one."""
     from dualscale_mamba.observers.percentile import Percentile
-    from dualscale_mamba.quantization.recipe import Recipe
+    from dualscale_mamba.quantization.recipe import Recipe, WeightRecipe
 
     precision = config.precision
     overrides = precision.activations.overrides or {}
@@ -96,7 +96,9 @@ def recipe(config: DictConfig) -> Recipe:
     sites = precision.activations.sites
     return Recipe(
         family=config.model.family,
-        weights_bits=precision.weights.bits,
+        weights=WeightRecipe(**{str(key): value for key, value in precision.weights.items()}),
+        layers={str(pattern): str(width) for pattern, width in (precision.layers or {}).items()},
+        rounding=make(config, "rounding"),
         activation_bits=precision.activations.bits,
         sites=carriers if sites is None else None if sites == ALL_SITES else tuple(sites),
         scale_mode=make(config, "scale_mode"),
@@ -107,6 +109,7 @@ def recipe(config: DictConfig) -> Recipe:
         overrides={str(site): Percentile(percentile=float(value)) for site, value in overrides.items()},
         linear_input_scale=precision.linear_input_scale,
         rotate=precision.rotate,
+        rotate_residual=precision.rotate_residual,
         x_proj_reads=precision.x_proj_reads,
     )
 

@@ -23,22 +23,25 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "model.dtype": DTYPES,
     "model.residual_dtype": DTYPES[1:],
     "model.state_dtype": DTYPES[1:3],
-    "precision.weights.bits": (None, 8),
+    "precision.weights.bits": (None, 8, 4),
+    "precision.weights.embedding": (None, 8, 4),
+    "precision.weights.head": (None, 8, 4),
     "precision.activations.bits": (None, 8),
     "precision.linear_input_scale": ("static", "per_token"),
     "precision.rotate": (True, False),
+    "precision.rotate_residual": (True, False),
     "precision.x_proj_reads": ("codes", "conv_output"),
     "tracker.mode": ("offline", "online", "disabled"),
 }
 # Nodes that no constructor reads, so that nothing else would notice a key too many.
 KEYS = {
     "": "name group arm tags objective on_error seed device ops data evaluation_cache_gib task model precision "
-    "scale_mode observer granularity quantize calibration evaluation profiling tracker paths hydra",
+    "rounding scale_mode observer granularity quantize calibration evaluation profiling tracker paths save hydra",
     "quantize": "sites",
     "data": "root",
     "model": "name family source revision implementation dtype residual_dtype state_dtype",
-    "precision": "name weights activations linear_input_scale rotate x_proj_reads",
-    "precision.weights": "bits",
+    "precision": "name weights layers activations linear_input_scale rotate rotate_residual x_proj_reads",
+    "precision.weights": "bits group_size embedding head",
     "precision.activations": "bits sites observer overrides",
     "calibration": "source samples length batch_size seed cache",
 }
@@ -191,6 +194,15 @@ def _sites(plain: dict[str, Any]) -> Iterator[ConfigError]:
                 yield ConfigError(key, site, f"one of {', '.join(known)} in a {family} model")
 
 
+def _layers(plain: dict[str, Any]) -> Iterator[ConfigError]:
+    layers = plain["precision"]["layers"]
+    if not (layers is None or isinstance(layers, dict)):
+        allowed = "a map of patterns of layers to widths"
+        yield ConfigError(
+            "precision.layers", layers, allowed, "Type +precision.layers={*.dt_proj: w8a8, lm_head: w8a16}."
+        )
+
+
 def _device(plain: dict[str, Any]) -> Iterator[ConfigError]:
     device = str(plain["device"])
     kind, _, index = device.partition(":")
@@ -211,8 +223,7 @@ def _model(plain: dict[str, Any]) -> Iterator[ConfigError]:
     if plain["model"].get("family") == "mamba1" and plain["model"].get("state_dtype") == "float16":
         yield ConfigError("model.state_dtype", "float16", "float32 for Mamba-1")
     if plain["model"].get("implementation") == "mamba_ssm":
-        quantized = plain["precision"]["weights"]["bits"] or plain["precision"]["activations"]["bits"]
-        if quantized:
+        if _quantizes(plain["precision"]):
             name = plain["precision"].get("name")
             allowed = "none with model.implementation=mamba_ssm, which runs in floating point only"
             yield ConfigError("precision", name, allowed, "Use precision=none.")
@@ -220,6 +231,11 @@ def _model(plain: dict[str, Any]) -> Iterator[ConfigError]:
             yield ConfigError(
                 "model.implementation", "mamba_ssm", "native here", "The package is not installed."
             )
+
+
+def _quantizes(precision: dict[str, Any]) -> bool:
+    weights = (precision["weights"][part] for part in ("bits", "embedding", "head"))
+    return bool(precision["activations"]["bits"] or precision["layers"] or any(weights))
 
 
 def _data(plain: dict[str, Any]) -> Iterator[ConfigError]:
@@ -242,4 +258,4 @@ def _tags(plain: dict[str, Any]) -> Iterator[ConfigError]:
 
 
 Rule = Callable[[dict[str, Any]], Iterator[ConfigError]]
-RULES = cast("tuple[Rule, ...]", (_keys, _choices, _numbers, _sites, _device, _model, _data, _tags))
+RULES = cast("tuple[Rule, ...]", (_keys, _choices, _numbers, _sites, _layers, _device, _model, _data, _tags))

@@ -17,7 +17,9 @@ from dualscale_mamba.models.linear import Linear
 from dualscale_mamba.models.mamba import MambaMixer
 from dualscale_mamba.models.mamba2 import Mamba2Mixer
 from dualscale_mamba.models.mixer import Mixer
+from dualscale_mamba.models.weight_layer import WeightLayer
 from dualscale_mamba.quantization.site import Site
+from dualscale_mamba.sites import EMBEDDING, HEAD
 
 
 def make_mixer(config: ModelConfig, dtype: torch.dtype, state_dtype: torch.dtype) -> Mixer:
@@ -77,6 +79,9 @@ class MambaLM(nn.Module):
         residual_dtype: Type of the residual stream.
         state_dtype: Type of the state of the state space between calls.
 
+    Attributes:
+        residual_is_rotated: Whether the weights are those of a rotated residual stream.
+
     Raises:
         ConfigError: The family has no state of that type.
     """
@@ -93,14 +98,23 @@ class MambaLM(nn.Module):
         self.dtype = dtype
         self.residual_dtype = residual_dtype
         self.state_dtype = state_dtype
+        self.residual_is_rotated = False
         self.backbone = Backbone(config, dtype, residual_dtype, state_dtype)
         self.lm_head = Linear(config.d_model, config.vocab_size, bias=False, dtype=dtype)
         self.tie()
 
     def tie(self) -> None:
-        """Make the head the embedding, where the configuration says so."""
-        if self.config.tie_embeddings:
-            self.lm_head.weight = self.backbone.embedding.weight
+        """Make the head the embedding, where the configuration says so; also when both hold codes of one grid.
+
+        Tensors that were loaded or moved one by one are two; call this again then.
+        """
+        embedding = self.backbone.embedding
+        if not self.config.tie_embeddings or self.lm_head.grid != embedding.grid:
+            return
+        if embedding.is_quantized:
+            self.lm_head.share(embedding)
+        else:
+            self.lm_head.weight = embedding.weight
 
     @property
     def device(self) -> torch.device:
@@ -118,6 +132,15 @@ class MambaLM(nn.Module):
             for index, block in enumerate(self.blocks())
             for name in block.mixer.site_names
         }
+
+    def weight_layers(self) -> dict[str, WeightLayer]:
+        """Every layer whose weight may be quantized, e.g. ``layers.3.mixer.in_proj``, in the order of the data flow."""
+        projections = {
+            f"layers.{index}.mixer.{name}": layer
+            for index, block in enumerate(self.blocks())
+            for name, layer in block.mixer.named_projections().items()
+        }
+        return {EMBEDDING: self.backbone.embedding, **projections, HEAD: self.lm_head}
 
     def allocate_cache(self, batch_size: int) -> Cache:
         """Empty states for ``batch_size`` sequences; allocate after the sites have their codes."""

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from dualscale_mamba import ops
 from dualscale_mamba.models.operands import Operand
+from dualscale_mamba.models.weight_layer import WeightLayer
 from dualscale_mamba.quantization.site import Activation, Site
+from dualscale_mamba.quantization.weights import QuantizedWeight
 
 
 def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
@@ -64,13 +66,16 @@ class CausalConv(nn.Module):
         self.bias = parameter(channels) if bias else None
 
 
-class Embedding(nn.Module):
-    """Rows of a (V, D) weight."""
-
-    def __init__(self, rows: int, width: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = parameter(rows, width, dtype=dtype)
+class Embedding(WeightLayer):
+    """Rows of a (V, D) weight; of one that is quantized only the rows that are asked for are decoded."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids int64 (...) -> (..., D)."""
-        return F.embedding(ids, self.weight)
+        if self.grid is None:
+            return F.embedding(ids, self.weight)
+        assert self.weight_codes is not None
+        assert self.weight_scale is not None
+        flat = ids.reshape(-1)
+        codes, scale = self.weight_codes[flat], self.weight_scale[flat]
+        rows = QuantizedWeight.from_stored(codes, scale, self.grid, self.columns)
+        return rows.decoded(self.weight.dtype).reshape(*ids.shape, self.columns)

@@ -1,4 +1,4 @@
-"""The one linear layer: any activation in, any activation out, float or int8 weight."""
+"""The one linear layer: any activation in, any activation out, its weight in floating point or on any grid."""
 
 from __future__ import annotations
 
@@ -10,73 +10,43 @@ from torch import Tensor, nn
 
 from dualscale_mamba import ops
 from dualscale_mamba.models.code_rows import MadeOfCodes, join_rows
+from dualscale_mamba.models.weight_layer import WeightLayer
 from dualscale_mamba.quantization.site import Activation, Coded, Site, values_of
-from dualscale_mamba.quantization.weights import Int8Weight, quantize_weight
 
 
-class Linear(nn.Module):
+class Linear(WeightLayer):
     """y = x W^T + b, each part of y emitted for its site.
 
-    With an int8 weight and int8 activations of the knee family (one code for the tensor) the product is an
-    integer one; anything else is decoded exactly and multiplied in floating point.
+    With a quantized weight and int8 activations of the knee family (one code for the tensor) the product is that of
+    the codes; anything else is decoded exactly and multiplied in floating point.
 
     Args:
         in_features: K.
         out_features: N.
         bias: Whether there is a b.
         dtype: Type of the weight and of floating-point results.
-    """
 
-    weight_codes: Tensor | None
-    weight_scale: Tensor | None
-    weight_sum: Tensor | None
+    Attributes:
+        decodes: Whether int8 activations are decoded first all the same (a width ``a16``).
+    """
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = False, dtype: torch.dtype = torch.float32
     ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=dtype), requires_grad=False)
+        super().__init__(out_features, in_features, dtype)
         self.bias = (
             nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False) if bias else None
         )
         self.in_features, self.out_features = in_features, out_features
-        for name in ("weight_codes", "weight_scale", "weight_sum"):
-            self.register_buffer(name, None)
+        self.decodes = False
         self._joined = MadeOfCodes[Tensor]()
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether the weight is int8."""
-        return self.weight_codes is not None
-
-    def quantize_weight(self) -> None:
-        """Make the weight int8, one scale an output channel; the float weight keeps the decoded values.
-
-        The decoded copy serves float readers (a site that is off, a table code); it is dropped by
-        :meth:`drop_float_weight` where no one reads it.
-        """
-        made: Int8Weight = quantize_weight(self.weight)
-        self.weight_codes, self.weight_scale = made.codes.contiguous(), made.scale
-        self.weight_sum = made.codes.sum(1, dtype=torch.int32)
-        self.weight.data = made.decoded(self.weight.dtype)
-
-    def drop_float_weight(self) -> None:
-        """Free the decoded copy: from now on only int8 activations are accepted."""
-        self.weight.data = self.weight.data.new_empty(0)
 
     def forward(
         self, x: Activation, sites: Sequence[Site] = (), splits: Sequence[int] = ()
     ) -> tuple[Activation, ...]:
         """x (..., K) -> one activation a split (..., splits[i]); without sites one floating-point (..., N)."""
-        code = self._joint_code(sites, splits) if sites else None
-        y = self._integer_product(x, code) if self._reads_codes(x) else None
-        if y is None:
-            if not self.weight.numel():
-                raise RuntimeError(
-                    "this layer kept its int8 weight only, and its input is not int8 of one knee code"
-                )
-            y = F.linear(values_of(x, self.weight.dtype), self.weight, self.bias)
-            code = None
+        code = self._joint_code(sites, splits) if sites and self.is_quantized else None
+        y = self._product(x, code)
         if not sites:
             return (y,)
         parts = torch.split(y, list(splits), dim=-1) if len(sites) > 1 else (y,)
@@ -84,20 +54,37 @@ class Linear(nn.Module):
             return tuple(site.wrap(part) for part, site in zip(parts, sites, strict=True))
         return tuple(_emit(part, site) for part, site in zip(parts, sites, strict=True))
 
-    def _reads_codes(self, x: Activation) -> bool:
-        return self.is_quantized and isinstance(x, Coded) and x.code.is_scalar_knee
+    def _product(self, x: Activation, code: Tensor | None) -> Tensor:
+        if not self.is_quantized:
+            return F.linear(values_of(x, self.weight.dtype), self.weight, self.bias)
+        if isinstance(x, Coded) and x.code.is_scalar_knee and not self.decodes:
+            return self._product_of_codes(x, code)
+        return self._product_of_values(values_of(x, self.weight.dtype), code)
 
-    def _integer_product(self, x: Activation, code: Tensor | None) -> Tensor:
-        assert isinstance(x, Coded)
+    def _product_of_codes(self, x: Coded, code: Tensor | None) -> Tensor:
+        assert self.grid is not None
         assert self.weight_codes is not None
         assert self.weight_scale is not None
         assert self.weight_sum is not None
         rows = None if x.row_scale is not None else x.code.rows
-        bias = None if self.bias is None else self.bias.float()
-        return ops.linear_w8a8(
-            x.codes, rows, x.code.has_knee, x.row_scale, self.weight_codes, self.weight_scale,
-            self.weight_sum, bias, code, self.weight.dtype,
-        )  # fmt: skip
+        inputs = (x.codes, rows, x.code.has_knee, x.row_scale)
+        weight = (self.weight_codes, self.weight_scale, self.weight_sum)
+        end = (self._bias(), code, self.weight.dtype)
+        if self.grid.group_size is None:
+            return ops.linear_w8a8(*inputs, *weight, *end)
+        return ops.linear_w4a8(*inputs, *weight, self.grid.group_size, *end)
+
+    def _product_of_values(self, x: Tensor, code: Tensor | None) -> Tensor:
+        assert self.grid is not None
+        assert self.weight_codes is not None
+        assert self.weight_scale is not None
+        end = (self._bias(), code, self.weight.dtype)
+        if self.grid.group_size is None:
+            return ops.linear_w8a16(x, self.weight_codes, self.weight_scale, *end)
+        return ops.linear_w4a16(x, self.weight_codes, self.weight_scale, self.grid.group_size, *end)
+
+    def _bias(self) -> Tensor | None:
+        return None if self.bias is None else self.bias.float()
 
     def _joint_code(self, sites: Sequence[Site], splits: Sequence[int]) -> Tensor | None:
         """Code rows for the product's epilogue, one an output column; None unless every site can take int8 there."""

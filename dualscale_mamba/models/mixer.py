@@ -72,6 +72,11 @@ class Mixer(nn.Module):
         """Every linear layer, each with the one site that alone feeds it; None where it may read floats in any case."""
         raise NotImplementedError
 
+    def named_projections(self) -> dict[str, Linear]:
+        """The linear layers by their names."""
+        names = {id(layer): name for name, layer in self.named_children()}
+        return {names[id(layer)]: layer for layer, _ in self.projections()}
+
     def decay(self) -> Tensor:
         """A = -exp(A_log), fp32 of A_log's shape; computed once."""
         if self.state_matrix is None:

@@ -12,19 +12,29 @@ from torch import Tensor
 from dualscale_mamba.formats.base import Code
 from dualscale_mamba.formats.single import Single
 from dualscale_mamba.models.language_model import MambaLM
+from dualscale_mamba.models.linear import Linear
 from dualscale_mamba.models.mamba import MambaMixer
-from dualscale_mamba.models.mixer import Mixer
 from dualscale_mamba.observers.base import Fitted, Observer
 from dualscale_mamba.observers.histogram import Histogram
 from dualscale_mamba.quantization.calibration import Calibration, calibration_key, run_calibration
 from dualscale_mamba.quantization.clusters import Arrangement, arrange, reorder
 from dualscale_mamba.quantization.recipe import Recipe
 from dualscale_mamba.quantization.rotation import base_for, rotate_columns
+from dualscale_mamba.quantization.site import Site
 from dualscale_mamba.quantization.storage import stored
-from dualscale_mamba.quantization.weights import quantize_weight
+from dualscale_mamba.quantization.weight_pass import bits_per_weight, quantize_weights
 from dualscale_mamba.sites import short_name
 
-__all__ = ["QuantizationReport", "arrange", "calibration_key", "convert", "prepare", "prepare_and_calibrate"]
+__all__ = [
+    "QuantizationReport",
+    "arrange",
+    "calibration_key",
+    "convert",
+    "prepare",
+    "prepare_and_calibrate",
+    "quantize_weights",
+    "turn_on",
+]
 
 SiteRow = dict[str, str | float]
 
@@ -35,11 +45,15 @@ class QuantizationReport:
 
     Attributes:
         sites: One row a site; see :func:`describe`.
-        summary: Means over the layers by site, e.g. ``ssm_input/threshold``, and the weights' bits.
+        summary: Means over the layers by site, e.g. ``ssm_input/threshold``.
+        widths: The width of every layer by its name, e.g. ``w4a8``.
+        weights_bits: Bits of a weight of those layers, its share of the scales included, on average.
     """
 
     sites: list[SiteRow] = field(default_factory=list)
     summary: dict[str, float] = field(default_factory=dict)
+    widths: dict[str, str] = field(default_factory=dict)
+    weights_bits: float | None = None
 
 
 def prepare(model: MambaLM, recipe: Recipe, arrangement: Arrangement | None = None) -> MambaLM:
@@ -97,60 +111,62 @@ def prepare_and_calibrate(
     return replace(calibration, path=path if path.is_file() else None)
 
 
-def convert(model: MambaLM, calibration: Calibration, recipe: Recipe) -> QuantizationReport:
-    """Give every active site its code and make the weights int8, in place.
+def convert(
+    model: MambaLM, calibration: Calibration, recipe: Recipe, batches: Sequence[Tensor] = ()
+) -> QuantizationReport:
+    """Put the weights on their grids and give every active site its code, in place.
+
+    The weights come first, so that a rounding that reads inputs reads them as the values that they stand for, and finds
+    the same weights whatever the codes of the activations are.
 
     Args:
         model: Prepared with the same recipe.
         calibration: Statistics of that model.
-        recipe: What becomes int8.
+        recipe: What becomes int8 or int4.
+        batches: Token ids, each (B, L), for a rounding that reads the inputs of layers.
+
+    Raises:
+        ConfigError: The recipe does not fit the model.
     """
-    report = QuantizationReport()
+    quantize_weights(model, recipe, batches)
+    return turn_on(model, calibration, recipe)
+
+
+def turn_on(model: MambaLM, calibration: Calibration, recipe: Recipe) -> QuantizationReport:
+    """Give every active site its code, in place; the weights have been quantized."""
+    report = QuantizationReport(weights_bits=bits_per_weight(model))
+    report.widths = {name: recipe.width_of(name) for name in model.weight_layers()}
+    for name, layer in model.weight_layers().items():
+        if isinstance(layer, Linear):
+            layer.decodes = recipe.width(name).activations is None
     for name, site in model.sites().items():
-        short = short_name(name)
-        if short not in recipe.active_sites:
-            continue
-        if recipe.is_per_token(short):
-            site.set_code(_unit_code(model.device), per_token=True)
-            report.sites.append(
-                {"name": name, "format": "single", "observer": "per_token", "bits_per_value": 8.0}
-            )
-            continue
-        histogram = calibration.histograms[name]
-        fitted = recipe.observer_of(short).fit(histogram, site.floor, recipe.mode_of(short))
-        site.set_code(fitted.code.expanded(histogram.assignment).to(model.device))
-        report.sites.append(describe(name, histogram, fitted, recipe.observer_of(short), site.floor))
+        if recipe.is_active(name):
+            report.sites.append(_set_code(name, site, calibration, recipe, model.device))
     for block in model.blocks():
         if isinstance(block.mixer, MambaMixer):
             block.mixer.x_proj_reads = recipe.x_proj_reads
-        if recipe.weights_bits is not None:
-            quantize_mixer_weights(block.mixer)
     report.summary = _summary(report.sites)
     return report
+
+
+def _set_code(
+    name: str, site: Site, calibration: Calibration, recipe: Recipe, device: torch.device
+) -> SiteRow:
+    """Give a site its code, and describe it."""
+    short = short_name(name)
+    if recipe.is_per_token(short):
+        site.set_code(_unit_code(device), per_token=True)
+        return {"name": name, "format": "single", "observer": "per_token", "bits_per_value": 8.0}
+    histogram = calibration.histograms[name]
+    fitted = recipe.observer_of(short).fit(histogram, site.floor, recipe.mode_of(short))
+    site.set_code(fitted.code.expanded(histogram.assignment).to(device))
+    return describe(name, histogram, fitted, recipe.observer_of(short), site.floor)
 
 
 def _unit_code(device: torch.device) -> Code:
     """The code of a site whose rows carry their own scales."""
     rows = torch.tensor([[1.0, 1.0, 0.0, 127.0, 0.0, 0.0, -127.0, 127.0]], device=device)
     return Code(rows)
-
-
-def quantize_mixer_weights(mixer: Mixer) -> None:
-    """int8, one scale an output channel: the projections and the convolution.
-
-    The convolution's few weights stay decoded in fp32, on the int8 grid: its kernel multiplies them in fp32.
-    """
-    for layer, _ in mixer.projections():
-        layer.quantize_weight()
-    mixer.conv1d.weight.data = quantize_weight(mixer.conv1d.weight).decoded()
-    _drop_unread(mixer)
-
-
-def _drop_unread(mixer: Mixer) -> None:
-    """Free float copies of weights whose input is int8 for certain."""
-    for layer, site in mixer.projections():
-        if site is not None and site.code is not None and site.code.is_scalar_knee:
-            layer.drop_float_weight()
 
 
 def describe(

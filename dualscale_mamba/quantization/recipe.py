@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dualscale_mamba.errors import ConfigError
@@ -13,10 +13,41 @@ from dualscale_mamba.granularity import Granularity, PerTensor
 from dualscale_mamba.observers.absmax import AbsMax
 from dualscale_mamba.observers.base import Observer
 from dualscale_mamba.observers.percentile import Percentile
-from dualscale_mamba.sites import GROUPED, SITES, SSM_INPUT
+from dualscale_mamba.quantization.weights import Grid
+from dualscale_mamba.quantization.widths import Width, check_patterns, chosen, parse
+from dualscale_mamba.rounding.base import Rounding
+from dualscale_mamba.rounding.nearest import Nearest
+from dualscale_mamba.sites import EMBEDDING, GROUPED, HEAD, INPUT_SITES, SITES, SSM_INPUT
 
 LINEAR_INPUT_SCALES = ("static", "per_token")
 X_PROJ_READERS = ("codes", "conv_output")
+
+
+@dataclass(frozen=True)
+class WeightRecipe:
+    """Widths of the weights.
+
+    Args:
+        bits: Of the projections: 8, 4, or None to leave them as they are.
+        group_size: Inputs that share a scale in 4 bits, a power of two in 32 to 1024.
+        embedding: Bits of the embedding.
+        head: Bits of the head.
+    """
+
+    bits: int | None = 8
+    group_size: int = 128
+    embedding: int | None = None
+    head: int | None = None
+
+    def __post_init__(self) -> None:
+        for key, bits in (("bits", self.bits), ("embedding", self.embedding), ("head", self.head)):
+            if bits not in (8, 4, None):
+                raise ConfigError(f"precision.weights.{key}", bits, "8, 4 or null")
+        self.grid(4)
+
+    def grid(self, bits: int | None) -> Grid | None:
+        """The grid of a weight with so many bits."""
+        return None if bits is None else Grid(bits, self.group_size if bits == 4 else None)
 
 
 @dataclass(frozen=True)
@@ -25,7 +56,10 @@ class Recipe:
 
     Args:
         family: ``mamba1`` or ``mamba2``; decides which sites there are.
-        weights_bits: 8, or None to leave weights as they are.
+        weights: Widths of the weights.
+        layers: Widths of single layers by pattern, e.g. ``{"*.dt_proj": "w8a8", "lm_head": "w4a16"}``; the last pattern
+            that matches wins over ``weights`` and, for the layer's own input, over ``sites``.
+        rounding: How weights become codes.
         activation_bits: 8, or None to leave activations as they are.
         sites: Sites that become int8; None for every site of the family.
         scale_mode: How the codes of ``scale_mode_sites`` are spent.
@@ -36,12 +70,15 @@ class Recipe:
         activation_observer: Where the thresholds of the other sites lie.
         overrides: Observers for single sites in place of ``activation_observer``.
         linear_input_scale: ``static`` (calibrated) or ``per_token``, for in_proj_input and out_proj_input.
-        rotate: Whether out_proj's input is rotated by a Hadamard transform.
+        rotate: Whether out_proj's input is rotated by a Hadamard transform, while the model runs.
+        rotate_residual: Whether the residual stream is rotated, in the weights alone.
         x_proj_reads: ``codes`` (what deployment stores) or ``conv_output`` (isolates the scan).
     """
 
     family: str = "mamba1"
-    weights_bits: int | None = 8
+    weights: WeightRecipe = field(default_factory=WeightRecipe)
+    layers: Mapping[str, str] = field(default_factory=dict)
+    rounding: Rounding = field(default_factory=Nearest)
     activation_bits: int | None = 8
     sites: tuple[str, ...] | None = None
     scale_mode: ScaleMode | Unquantized = field(default_factory=Single)
@@ -52,6 +89,7 @@ class Recipe:
     overrides: Mapping[str, Observer] = field(default_factory=lambda: {"out_proj_input": Percentile(99.99)})
     linear_input_scale: str = "static"
     rotate: bool = True
+    rotate_residual: bool = False
     x_proj_reads: str = "codes"
 
     def __post_init__(self) -> None:
@@ -66,9 +104,12 @@ class Recipe:
             for name in names or ():
                 if name not in known:
                     raise ConfigError(key, name, f"one of {', '.join(known)} in a {self.family} model")
-        for key, bits in (("weights", self.weights_bits), ("activations", self.activation_bits)):
-            if bits not in (8, None):
-                raise ConfigError(f"precision.{key}.bits", bits, "8 or null")
+        if self.activation_bits not in (8, None):
+            raise ConfigError("precision.activations.bits", self.activation_bits, "8 or null")
+        for pattern, word in self.layers.items():
+            parse(word, f"precision.layers.{pattern}")
+        for name in (EMBEDDING, HEAD):
+            chosen(self.layers, name)
         if self.linear_input_scale not in LINEAR_INPUT_SCALES:
             raise ConfigError("precision.linear_input_scale", self.linear_input_scale, "static or per_token")
         if self.x_proj_reads not in X_PROJ_READERS:
@@ -123,15 +164,95 @@ class Recipe:
     @property
     def quantizes_activations(self) -> bool:
         """Whether any site becomes int8."""
-        return self.activation_bits is not None and bool(self.active_sites)
+        named = any(parse(word).activations is not None for word in self.layers.values())
+        return named or bool(self.active_sites)
+
+    @property
+    def quantizes_weights(self) -> bool:
+        """Whether the weight of any layer does."""
+        named = any(parse(word).weights is not None for word in self.layers.values())
+        return named or any((self.weights.bits, self.weights.embedding, self.weights.head))
+
+    @property
+    def off_sites(self) -> tuple[str, ...]:
+        """Sites whose scale mode is to have no code."""
+        return self.carriers if isinstance(self.scale_mode, Unquantized) else ()
 
     @property
     def active_sites(self) -> tuple[str, ...]:
-        """Sites that become int8, in the order of the data flow."""
+        """Sites that become int8 wherever ``layers`` does not say otherwise, in the order of the data flow."""
         if self.activation_bits is None:
             return ()
-        off = self.carriers if isinstance(self.scale_mode, Unquantized) else ()
-        return tuple(s for s in SITES[self.family] if s in self.all_sites and s not in off)
+        return tuple(s for s in SITES[self.family] if s in self.all_sites and s not in self.off_sites)
+
+    def is_active(self, site: str) -> bool:
+        """Whether a site, by its full name, becomes int8.
+
+        The width of a layer that ``layers`` names turns the site of its own input on or off. The SSM input is no
+        layer's own: the scan reads it too, and x_proj decodes it where its width says ``a16``.
+        """
+        mixer, _, short = site.rpartition(".")
+        if short in self.off_sites:
+            return False
+        layer = next((name for name, own in INPUT_SITES[self.family].items() if own == short), None)
+        if layer is not None and short not in SSM_INPUT[self.family]:
+            width = chosen(self.layers, f"{mixer}.{layer}")
+            if width is not None:
+                return width.activations is not None
+        return short in self.active_sites
+
+    def width(self, layer: str) -> Width:
+        """The width of a layer by its name: ``layers.3.mixer.in_proj``, ``embedding`` or ``lm_head``.
+
+        Without a pattern of its own x_proj multiplies the codes of the SSM input where the input of another layer is
+        int8 too; where only the sites of ``quantize.sites`` are, every layer reads values.
+
+        Raises:
+            ConfigError: ``layers`` gives it a width that it cannot have.
+        """
+        width = chosen(self.layers, layer)
+        if layer in (EMBEDDING, HEAD):
+            own = Width(self.weights.embedding if layer == EMBEDDING else self.weights.head, None)
+            return width or own
+        mixer, _, short = layer.rpartition(".")
+        own_site = INPUT_SITES[self.family][short]
+        bits = self.weights.bits if width is None else width.weights
+        reads_codes = self.is_active(f"{mixer}.{own_site}")
+        if own_site in SSM_INPUT[self.family]:
+            others = set(INPUT_SITES[self.family].values()) - {own_site}
+            by_default = bool(others.intersection(self.active_sites))
+            wanted = by_default if width is None else width.activations is not None
+            reads_codes = reads_codes and wanted and self.x_proj_reads == "codes"
+        return Width(bits, 8 if reads_codes else None)
+
+    def grid_of(self, layer: str) -> Grid | None:
+        """The grid of a layer's weight, or None to leave it as it is.
+
+        Raises:
+            ConfigError: As :meth:`width`.
+        """
+        return self.weights.grid(self.width(layer).weights)
+
+    def width_of(self, layer: str) -> str:
+        """The word for a layer's width, e.g. ``w4a8``.
+
+        Raises:
+            ConfigError: As :meth:`width`.
+        """
+        return str(self.width(layer))
+
+    def check(self, layers: Sequence[str]) -> None:
+        """Refuse what does not fit the model.
+
+        Args:
+            layers: Names of all layers of the model.
+
+        Raises:
+            ConfigError: A pattern matches none of them, or gives one a width that it cannot have.
+        """
+        check_patterns(self.layers, layers)
+        for name in layers:
+            self.width(name)
 
     def mode_of(self, site: str) -> ScaleMode:
         """The scale mode that ``site`` carries."""

@@ -34,6 +34,7 @@ LABELS = (
     "objective",
     "on_error",
     "paths",
+    "save",
     "tags",
     "tracker",
 )

@@ -120,7 +120,7 @@ def fairness(session: Session, report: QuantizationReport, measured: Measured) -
     config, recipe = session.config, session.recipe
     return {
         "bits_per_value": bits_per_value(report),
-        "weights_bits": recipe.weights_bits,
+        "weights_bits": report.weights_bits,
         "sites": list(recipe.active_sites),
         "implementation": config.model.implementation,
         "ops": config.ops,
@@ -151,5 +151,5 @@ def x_proj_product(session: Session) -> str:
     if session.recipe.family != "mamba1":
         return ""
     code = next((site.code for name, site in session.model.sites().items() if is_ssm_input(name)), None)
-    integer = code is not None and code.is_scalar_knee and session.recipe.weights_bits is not None
+    integer = code is not None and code.is_scalar_knee and session.recipe.weights.bits is not None
     return "integer" if integer and session.recipe.x_proj_reads == "codes" else "decoded"

@@ -73,7 +73,9 @@ class Session:
     @property
     def quantizes(self) -> bool:
         """Whether the recipe changes the model at all."""
-        return self.recipe.quantizes_activations or self.recipe.weights_bits is not None or self.recipe.rotate
+        recipe = self.recipe
+        rotates = recipe.rotate or recipe.rotate_residual
+        return recipe.quantizes_activations or recipe.quantizes_weights or rotates
 
     @property
     def numerics(self) -> list[str]:
@@ -108,7 +110,7 @@ class Session:
         if not self.quantizes:
             self.reference = Reference.live(self.model)
             return QuantizationReport()
-        self.reference = self._reference()
+        self.reference = self.make_reference()
         if not self.recipe.quantizes_activations:
             prepare(self.model, self.recipe)
             return convert(self.model, Calibration({}, 0), self.recipe)
@@ -116,7 +118,8 @@ class Session:
         with self.timed("convert"):
             return convert(self.model, calibration, self.recipe)
 
-    def _reference(self) -> Reference:
+    def make_reference(self) -> Reference:
+        """What the model as loaded says: kept on disk, or asked of the model loaded again."""
         model, limit = self.model, float(self.config.evaluation_cache_gib)
         is_gpu = self.device.type == "cuda"
         cpu = f"{cpu_model()}, {torch.get_num_threads()} threads"

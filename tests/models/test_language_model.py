@@ -16,6 +16,8 @@ from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.pretrained import load_pretrained
 from dualscale_mamba.observers.histogram import Histogram
 from dualscale_mamba.quantization.site import SILU_FLOOR
+from dualscale_mamba.quantization.weights import Grid, quantize_weight
+from dualscale_mamba.rounding.nearest import Nearest
 from dualscale_mamba.sites import SITES
 
 RANDOM = {"mamba1": "random:tiny", "mamba2": "random:mamba2-tiny"}
@@ -117,25 +119,24 @@ def test_int8_weights_and_activations_do_not_depend_on_the_cut(family: str) -> N
     model = turn_on(embedded(family), *SITES[family])
     for block in model.blocks():
         for linear, _ in block.mixer.projections():
-            linear.quantize_weight()
+            linear.set_quantized(quantize_weight(linear.weight))
     whole, cache = model(IDS), model.allocate_cache(2)
     parts = [model(IDS[:, :2], cache), model(IDS[:, 2:9], cache)]
     parts += [model.step(IDS[:, t], cache)[:, None] for t in range(9, IDS.shape[1])]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-4, rtol=0)
 
 
-def test_layers_that_only_codes_feed_need_no_float_weight(small: MambaLM) -> None:
-    turn_on(small, *SITES[small.config.family])
-    for block in small.blocks():
-        for linear, _ in block.mixer.projections():
-            linear.quantize_weight()
-    expected, cache = small(IDS), small.allocate_cache(2)
-    for block in small.blocks():
-        for linear, site in block.mixer.projections():
-            assert site is not None
-            linear.drop_float_weight()
-    torch.testing.assert_close(small(IDS), expected, atol=0, rtol=0)
-    torch.testing.assert_close(small.step(IDS[:, 0], cache), expected[:, 0], atol=1e-4, rtol=0)
+@pytest.mark.parametrize("grid", [Grid(8), Grid(4, 32)], ids=["w8", "w4"])
+def test_quantized_layers_keep_no_float_weight(small: MambaLM, grid: Grid) -> None:
+    for name, layer in small.weight_layers().items():
+        own = grid if layer.columns % 8 == 0 else Grid(8)
+        layer.set_quantized(Nearest()(layer.weight, own))
+        assert layer.weight.numel() == 0, name
+        assert (layer.bits, layer.is_quantized) == (own.bits, True)
+    decoded = copy.deepcopy(small)
+    for layer in decoded.weight_layers().values():
+        layer.set_float(layer.decoded_weight())
+    torch.testing.assert_close(small(IDS), decoded(IDS), atol=1e-4, rtol=0)
 
 
 def test_empty_conv_state_decodes_to_zero(small: MambaLM) -> None:
