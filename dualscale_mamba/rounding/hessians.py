@@ -8,21 +8,12 @@ import torch
 from torch import Tensor
 
 from dualscale_mamba.models.language_model import Block, MambaLM
-from dualscale_mamba.models.mixer import Mixer
 from dualscale_mamba.models.weight_layer import WeightLayer
 from dualscale_mamba.progress import bar
 from dualscale_mamba.quantization.site import Site, Statistic
 from dualscale_mamba.quantization.weights import Grid, QuantizedWeight
 from dualscale_mamba.rounding.base import Rounding
-
-# The site whose values each projection multiplies.
-INPUT_SITES = {
-    "in_proj": "in_proj_input",
-    "x_proj": "ssm_input",
-    "dt_proj": "dt_input",
-    "out_proj": "out_proj_input",
-}
-HEAD, EMBEDDING = "lm_head", "embedding"
+from dualscale_mamba.sites import EMBEDDING, HEAD, INPUT_SITES
 
 Hidden = tuple[Tensor, Tensor | None]
 
@@ -87,7 +78,7 @@ def quantize_sequentially(
         KeyError: The model has no layer of that name.
         ValueError: The rounding needs inputs and a layer sees none.
     """
-    layers = layers_of(model)
+    layers = model.weight_layers()
     unknown = sorted(set(plan) - set(layers))
     if unknown:
         raise KeyError(f"the model has no layer {', '.join(unknown)}")
@@ -101,19 +92,6 @@ def quantize_sequentially(
             hidden = work.round_block(model.blocks()[index], f"layers.{index}.mixer.", hidden)
         work.round_head(model, hidden)
     return work.made
-
-
-def layers_of(model: MambaLM) -> dict[str, WeightLayer]:
-    """Every layer whose weight may be rounded, by name, in the order of the data flow."""
-    named: dict[str, WeightLayer] = {EMBEDDING: model.backbone.embedding}
-    for index, block in enumerate(model.blocks()):
-        named |= {f"layers.{index}.mixer.{name}": getattr(block.mixer, name) for name in _inputs(block.mixer)}
-    return named | {HEAD: model.lm_head}
-
-
-def _inputs(mixer: Mixer) -> dict[str, str]:
-    """The site whose values each projection of a mixer multiplies."""
-    return {layer: site for layer, site in INPUT_SITES.items() if hasattr(mixer, layer)}
 
 
 class _Work:
@@ -140,7 +118,9 @@ class _Work:
 
     def round_block(self, block: Block, prefix: str, hidden: list[Hidden]) -> list[Hidden]:
         """Round the projections of a block; the hidden states after it."""
-        planned = {name: site for name, site in _inputs(block.mixer).items() if prefix + name in self.plan}
+        planned = {
+            name: site for name, site in INPUT_SITES[block.mixer.family].items() if prefix + name in self.plan
+        }
         products = {name: InputProduct() for name in planned} if self.rounding.needs_inputs else {}
         _show(block, {planned[name]: product for name, product in products.items()}, hidden)
         for name in planned:
