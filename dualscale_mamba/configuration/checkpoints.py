@@ -1,129 +1,25 @@
-"""Folders as models: ``model=DIR`` composes, with the settings that a quantized checkpoint was made with.
-
-A folder is an option of the group ``model``. Where it holds a quantized checkpoint of this package it is also one of
-``precision``, ``scale_mode`` and the other groups that decided its content, so that the composed configuration says how
-the model was quantized. What is typed still wins, and is refused afterwards if it says otherwise.
-"""
+"""Rules of a configuration whose model is a quantized checkpoint, or that shall save one."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.core.object_type import ObjectType
-from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
-from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import OmegaConf
+from dualscale_mamba.configuration.folders import MODEL, TYPES
+from dualscale_mamba.errors import CheckpointError, ConfigError
+from dualscale_mamba.quantization.manifest import Manifest, check_target, is_checkpoint, manifest_at
 
-from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.quantization.manifest import CONFIG, SETTINGS, Manifest, is_checkpoint, manifest_at
-
-MODEL = "model"
-# Settings that are groups; the others are plain nodes of conf/config.yaml.
-GROUPS = tuple(name for name in SETTINGS if name != "quantize")
-TYPES = ("dtype", "residual_dtype", "state_dtype")
 # Keys of a setting that do not decide what a model becomes.
 WITHOUT_EFFECT = {"calibration": ("cache",)}
-
-
-class FolderAsOption(ConfigSource):
-    """Answers for ``model/PATH``, and for ``precision/PATH`` and the like where PATH is a quantized checkpoint."""
-
-    @staticmethod
-    def scheme() -> str:
-        """Prefix of such an entry in the search path."""
-        return "folders"
-
-    def available(self) -> bool:
-        """Always."""
-        return True
-
-    def is_group(self, config_path: str) -> bool:
-        """It adds no groups."""
-        return False
-
-    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """Nothing: folders are typed."""
-        return []
-
-    def is_config(self, config_path: str) -> bool:
-        """Whether the path is that of a folder with a model, or at least looks like one."""
-        group, _, place = config_path.partition("/")
-        if group == MODEL:
-            return is_place(place)
-        return group in GROUPS and place != "" and manifest_at(Path(place)) is not None
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        """The model's node and, of a quantized checkpoint, all others, or one group's node alone."""
-        group, _, place = config_path.partition("/")
-        found = manifest_at(Path(place))
-        if group == MODEL:
-            content, header = _composed(place, found), {"package": "_global_"}
-        elif found is not None:
-            content, header = found["settings"][group], {}
-        else:
-            raise ConfigLoadError(f"Config not found : {config_path}")
-        made = OmegaConf.create(content)
-        return ConfigResult(self.provider, f"{self.scheme()}://{place}", made, dict(header))
-
-
-class FoldersSearchPath(SearchPathPlugin):
-    """Lets folders follow the options that have a file."""
-
-    def manipulate_search_path(self, search_path: Any) -> None:
-        """See :class:`hydra.plugins.search_path_plugin.SearchPathPlugin`."""
-        search_path.append("dualscale_mamba", f"{FolderAsOption.scheme()}://")
-
-
-def is_place(name: str) -> bool:
-    """Whether the name of a model stands for a folder: it has a slash, or a ``config.json`` lies there."""
-    return "/" in name or (name != "" and (Path(name) / CONFIG).is_file())
-
-
-def _composed(place: str, found: Manifest | None) -> dict[str, Any]:
-    """What ``model=PLACE`` adds to the configuration."""
-    node: dict[str, Any] = {
-        "name": Path(place).name or Path(place).absolute().name,
-        "family": family_of(Path(place)) if found is None else found["family"],
-        "source": place,
-        "revision": None,
-        "implementation": "native",
-        "dtype": "auto",
-        "residual_dtype": "float32",
-        "state_dtype": "float32",
-    }
-    if found is None:
-        return {MODEL: node}
-    node |= {name: found[name] for name in TYPES}
-    node["reference"] = (
-        None  # the unquantized model, where its place is not the one that the checkpoint names
-    )
-    settings = found["settings"]
-    plain = {name: settings[name] for name in settings if name not in GROUPS}
-    served = [{f"override /{name}": place} for name in GROUPS if name in settings]
-    return {"defaults": ["_self_", *served], MODEL: node, **plain}
-
-
-def family_of(folder: Path) -> str:
-    """The family that a ``config.json`` in either layout names; mamba1 where none can be read."""
-    try:
-        raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        layer = (raw.get("ssm_cfg") or {}).get("layer")
-    except (OSError, ValueError, AttributeError):
-        return "mamba1"
-    return "mamba2" if raw.get("model_type") == "mamba2" or layer == "Mamba2" else "mamba1"
-
-
-def option_name(group: str, option: str) -> str:
-    """What an option is called: a folder by its name, or as the file that was chosen when it was quantized."""
-    if not is_place(option):
-        return option
-    if group == MODEL:
-        return Path(option).absolute().name
-    found = manifest_at(Path(option)) if group in GROUPS else None
-    return option if found is None else str(found["choices"].get(group, option))
+SAVES = "dualscale_mamba.tasks.ptq.run"
+# Tasks that need the unquantized model, and the evaluation that does.
+ON_SOURCES = ("dualscale_mamba.tasks.calibrate.run", "dualscale_mamba.tasks.allocate.run")
+COMPARES = "dualscale_mamba.evaluation.divergence.Divergence"
+MADE_HERE = ("embedded:", "random:")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def quantized(plain: Mapping[str, Any]) -> Manifest | None:
@@ -135,8 +31,71 @@ def quantized(plain: Mapping[str, Any]) -> Manifest | None:
     Raises:
         CheckpointError: It is damaged, or of another version.
     """
-    source = Path(str(plain[MODEL]["source"])).expanduser()
-    return manifest_at(source) if is_checkpoint(source) else None
+    return manifest_at(Path(str(plain[MODEL]["source"])).expanduser()) if is_quantized(plain) else None
+
+
+def is_quantized(plain: Mapping[str, Any]) -> bool:
+    """Whether the model's source is a quantized checkpoint on this machine, intact or not."""
+    return is_checkpoint(Path(str(plain[MODEL]["source"])).expanduser())
+
+
+def problems(plain: Mapping[str, Any]) -> Iterator[ConfigError | CheckpointError]:
+    """What keeps a configuration from running on a quantized checkpoint, or from saving one.
+
+    Args:
+        plain: A resolved configuration.
+    """
+    try:
+        found = quantized(plain)
+    except CheckpointError as error:
+        yield error
+        return
+    if found is None:
+        yield from _unsavable(plain)
+        return
+    yield from contradictions(plain, found)
+    source, task = plain[MODEL]["source"], str(plain["task"].get("_target_"))
+    if task in ON_SOURCES:
+        name = task.split(".")[-2]
+        hint = "It was calibrated when it was quantized; give its source for that."
+        yield ConfigError("task", name, f"ptq or generate, for {source} is quantized", hint)
+    if plain["save"] is not None:
+        yield ConfigError("save", plain["save"], f"null, for {source} is a checkpoint", "Copy the folder.")
+    yield from _without_reference(plain, found)
+
+
+def _unsavable(plain: Mapping[str, Any]) -> Iterator[ConfigError]:
+    """Why a model that is quantized now cannot be saved."""
+    save = plain["save"]
+    if save is None:
+        return
+    if not isinstance(save, str) or not save.strip():
+        yield ConfigError("save", save, "a folder, or null")
+    elif plain["task"].get("_target_") != SAVES:
+        yield ConfigError("save", save, "null with this task", "task=ptq saves.")
+    elif plain[MODEL].get("implementation") != "native":
+        yield ConfigError("save", save, f"null with model.implementation={plain[MODEL]['implementation']}")
+    else:
+        try:
+            check_target(Path(save).expanduser())
+        except ConfigError as error:
+            yield error
+
+
+def _without_reference(plain: Mapping[str, Any], found: Manifest) -> Iterator[ConfigError]:
+    """Whether an evaluation asks for the unquantized model and nothing says where that is."""
+    asking = [
+        name for name, node in (plain["evaluation"] or {}).items() if str(node.get("_target_")) == COMPARES
+    ]
+    place = plain[MODEL].get("reference") or found["provenance"]["source"]
+    is_here = str(place).startswith(MADE_HERE) or Path(str(place)).expanduser().is_dir()
+    if asking and not is_here and not HUB_ID.fullmatch(str(place)):
+        weights = found["provenance"]["weights"]
+        yield ConfigError(
+            "model.reference", plain[MODEL].get("reference"),
+            f"the folder of the unquantized model, with which evaluation={asking[0]} compares",
+            f"{place} is not here; its weights have the sha256 {weights[:12]}... Or leave that evaluation out.",
+        )  # fmt: skip
 
 
 def contradictions(plain: Mapping[str, Any], found: Manifest) -> Iterator[ConfigError]:

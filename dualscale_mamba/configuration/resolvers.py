@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import Container, ListConfig, OmegaConf
 
-from dualscale_mamba.configuration.checkpoints import option_name
+from dualscale_mamba.configuration.folders import option_name
 
 # Name of a study that is not stored but typed.
 TYPED_STUDY = "multirun"

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dualscale_mamba.configuration import resolvers, studies
-from dualscale_mamba.configuration.checkpoints import MODEL, FolderAsOption, FoldersSearchPath
+from dualscale_mamba.configuration.folders import MODEL, FolderAsOption, FoldersSearchPath
 from dualscale_mamba.configuration.launchers import missing_extra
 from dualscale_mamba.configuration.search_path import FolderAsGroup, SweepsSearchPath
 from dualscale_mamba.configuration.validate import InvalidConfigError

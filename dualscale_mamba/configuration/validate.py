@@ -10,7 +10,8 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dualscale_mamba.errors import ConfigError
+from dualscale_mamba.configuration import checkpoints
+from dualscale_mamba.errors import CheckpointError, ConfigError
 from dualscale_mamba.sites import ALL_SITES, SITES
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -39,7 +40,7 @@ KEYS = {
     "rounding scale_mode observer granularity quantize calibration evaluation profiling tracker paths save hydra",
     "quantize": "sites",
     "data": "root",
-    "model": "name family source revision implementation dtype residual_dtype state_dtype",
+    "model": "name family source revision implementation dtype residual_dtype state_dtype reference",
     "precision": "name weights layers activations linear_input_scale rotate rotate_residual x_proj_reads",
     "precision.weights": "bits group_size embedding head",
     "precision.activations": "bits sites observer overrides",
@@ -243,6 +244,8 @@ def _data(plain: dict[str, Any]) -> Iterator[ConfigError]:
     if root is not None and not Path(str(root)).expanduser().is_dir():
         yield ConfigError("data.root", root, "a folder that exists, or null")
         return
+    if checkpoints.is_quantized(plain):  # it has been calibrated
+        return
     from dualscale_mamba.data.text import check_source
 
     source = plain["calibration"]["source"]
@@ -252,10 +255,21 @@ def _data(plain: dict[str, Any]) -> Iterator[ConfigError]:
         yield error
 
 
+def _checkpoint(plain: dict[str, Any]) -> Iterator[ConfigError | CheckpointError]:
+    """What is asked of a quantized checkpoint, or of the place for a new one."""
+    yield from checkpoints.problems(plain)
+    if plain["save"] is not None and not _quantizes(plain["precision"]):
+        hint = "Choose another precision, or copy the checkpoint."
+        yield ConfigError("save", plain["save"], "null while nothing is quantized", hint)
+
+
 def _tags(plain: dict[str, Any]) -> Iterator[ConfigError]:
     if not isinstance(plain["tags"], list):
         yield ConfigError("tags", plain["tags"], "a list, as in tags=[first,second]")
 
 
-Rule = Callable[[dict[str, Any]], Iterator[ConfigError]]
-RULES = cast("tuple[Rule, ...]", (_keys, _choices, _numbers, _sites, _layers, _device, _model, _data, _tags))
+Rule = Callable[[dict[str, Any]], Iterator[ConfigError | CheckpointError]]
+RULES = cast(
+    "tuple[Rule, ...]",
+    (_keys, _choices, _numbers, _sites, _layers, _device, _model, _data, _tags, _checkpoint),
+)

@@ -49,6 +49,11 @@ class Tokenizer:
             raise CheckpointError(f"{path} is no tokenizer.json that can be read: {error}") from error
 
     @property
+    def content(self) -> str:
+        """A ``tokenizer.json`` that splits every text alike."""
+        return str(self._tokenizer.to_str())
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included."""
         return int(self._tokenizer.get_vocab_size())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,13 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import dualscale_mamba
-from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.quantization.checkpoint import description, tensors_of
 from dualscale_mamba.quantization.manifest import (
     CARD,
     CONFIG,
-    FILES,
     FORMAT_VERSION,
     KEY,
     QUANT_METHOD,
@@ -30,8 +27,8 @@ from dualscale_mamba.quantization.manifest import (
     TOKENIZER,
     WEIGHTS,
     Manifest,
+    check_target,
     hash_of,
-    is_checkpoint,
     sealed,
 )
 from dualscale_mamba.quantization.model_card import card
@@ -56,29 +53,6 @@ class Origin:
     settings: Mapping[str, Any]
     choices: Mapping[str, Any]
     provenance: Mapping[str, Any]
-
-
-def check_target(target: Path) -> None:
-    """Refuse a place where a checkpoint may not be written.
-
-    Raises:
-        ConfigError: Something else is there, or the folder cannot be made.
-    """
-    if target.is_dir():
-        here = sorted(path.name for path in target.iterdir())
-        strangers = [name for name in here if name not in FILES]
-        if here and (strangers or not is_checkpoint(target)):
-            what = f"holds {', '.join((strangers or here)[:4])}"
-            _refuse(target, f"a new or empty folder, or an older checkpoint of this package; this one {what}")
-    elif target.exists() or target.is_symlink():
-        _refuse(target, "a folder, not a file")
-    above = next(folder for folder in target.absolute().parents if folder.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
-        _refuse(target, f"a place where you may write, and {above} is none")
-
-
-def _refuse(target: Path, allowed: str) -> None:
-    raise ConfigError("save", target, allowed)
 
 
 def write_checkpoint(

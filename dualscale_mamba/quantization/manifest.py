@@ -10,13 +10,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dualscale_mamba.errors import CheckpointError
+from dualscale_mamba.errors import CheckpointError, ConfigError
 from dualscale_mamba.quantization.tensor_file import digest_of
 
 QUANT_METHOD = "dualscale_mamba"
@@ -124,6 +125,29 @@ def is_checkpoint(folder: Path) -> bool:
         return bool(found[KEY]["quant_method"] == QUANT_METHOD)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def check_target(target: Path) -> None:
+    """Refuse a place where a checkpoint may not be written.
+
+    Raises:
+        ConfigError: Something else is there, or the folder cannot be made.
+    """
+    if target.is_dir():
+        here = sorted(path.name for path in target.iterdir())
+        strangers = [name for name in here if name not in FILES]
+        if here and (strangers or not is_checkpoint(target)):
+            what = f"holds {', '.join((strangers or here)[:4])}"
+            _refuse(target, f"a new or empty folder, or an older checkpoint of this package; this one {what}")
+    elif target.exists() or target.is_symlink():
+        _refuse(target, "a folder, not a file")
+    above = next(folder for folder in target.absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        _refuse(target, f"a place where you may write, and {above} is none")
+
+
+def _refuse(target: Path, allowed: str) -> None:
+    raise ConfigError("save", target, allowed)
 
 
 def manifest_at(folder: Path) -> Manifest | None:
