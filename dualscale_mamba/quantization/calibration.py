@@ -85,7 +85,7 @@ class Calibration:
 def calibration_key(parts: Sequence[str], recipe: Recipe) -> str:
     """Content hash of the statistics: ``parts`` (weights, tokens, types, operators) and the recipe's share."""
     own = [str(STATISTICS_VERSION), f"rotate={recipe.rotate}", f"granularity={recipe.granularity!r}"]
-    own += [f"grouped={','.join(recipe.grouped_sites)}"]
+    own += [f"grouped={','.join(recipe.grouped_sites)}", f"rotate_residual={recipe.rotate_residual}"]
     return sha256("\n".join([*parts, *own]).encode()).hexdigest()[:24]
 
 

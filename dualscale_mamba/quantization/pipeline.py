@@ -19,7 +19,7 @@ from dualscale_mamba.observers.histogram import Histogram
 from dualscale_mamba.quantization.calibration import Calibration, calibration_key, run_calibration
 from dualscale_mamba.quantization.clusters import Arrangement, arrange, reorder
 from dualscale_mamba.quantization.recipe import Recipe
-from dualscale_mamba.quantization.rotation import base_for, rotate_columns
+from dualscale_mamba.quantization.rotation import base_for, rotate_columns, rotate_residual
 from dualscale_mamba.quantization.site import Site
 from dualscale_mamba.quantization.storage import stored
 from dualscale_mamba.quantization.weight_pass import bits_per_weight, quantize_weights
@@ -33,6 +33,7 @@ __all__ = [
     "prepare",
     "prepare_and_calibrate",
     "quantize_weights",
+    "summary_of",
     "turn_on",
 ]
 
@@ -69,6 +70,8 @@ def prepare(model: MambaLM, recipe: Recipe, arrangement: Arrangement | None = No
     """
     if arrangement is not None:
         reorder(model, arrangement)
+    if recipe.rotate_residual:
+        rotate_residual(model)
     if not recipe.rotate:
         return model
     for block in model.blocks():
@@ -145,7 +148,7 @@ def turn_on(model: MambaLM, calibration: Calibration, recipe: Recipe) -> Quantiz
     for block in model.blocks():
         if isinstance(block.mixer, MambaMixer):
             block.mixer.x_proj_reads = recipe.x_proj_reads
-    report.summary = _summary(report.sites)
+    report.summary = summary_of(report.sites)
     return report
 
 
@@ -225,7 +228,7 @@ def _last_step(levels: torch.Tensor) -> torch.Tensor:
     return top[:, 0] - below
 
 
-def _summary(sites: list[SiteRow]) -> dict[str, float]:
+def summary_of(sites: list[SiteRow]) -> dict[str, float]:
     """Means over the layers of every number, by short site name."""
     collected: dict[str, list[float]] = {}
     for row in sites:
