@@ -1,51 +1,100 @@
-"""Bytes that a model needs, by part."""
+"""Bytes that a model needs, by part, as it is stored and runs, and as its sizes and widths say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from dualscale_mamba.evaluation.base import Metric
+from dualscale_mamba.models.language_model import MambaLM
+from dualscale_mamba.profiling import footprint, workspace
 from dualscale_mamba.profiling.base import Subject
 
 # The first part whose word occurs in a tensor's name owns it; what none claims is "other".
 PARTS = {
+    "codes": (".rows",),
+    "rotation": (".rotation",),
     "embedding": ("embed", "lm_head"),
     "norms": ("norm",),
     "projections": ("in_proj", "x_proj", "dt_proj", "out_proj"),
     "convolution": ("conv",),
-    "ssm": ("A_log", ".A", ".D", "dt_bias"),
+    "ssm": ("A_log", "state_matrix", ".D", "dt_bias"),
 }
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Weights by part and in all, and the state of a batch, which does not grow with the text.
+    """Weights by part and in all, the states of a batch, side data of its activations, and workspace.
+
+    Stored tensors are counted and a forward pass is followed; beside each number stands what the sizes and widths say,
+    as ``memory/computed/...``. Workspace is that of a prefill whose last logits alone are asked for: see
+    :mod:`dualscale_mamba.profiling.workspace`. States do not grow with the length.
 
     Args:
-        batch_sizes: Sequences for which the state is measured.
+        batch_sizes: Sequences at once.
+        lengths: Tokens of each, for workspace and side data.
+        measure: Whether to run the forward passes; false computes the workspace only.
     """
 
     batch_sizes: tuple[int, ...] = (1,)
+    lengths: tuple[int, ...] = (128,)
+    measure: bool = True
 
     def __call__(self, subject: Subject) -> dict[str, Metric]:
         """See :class:`~dualscale_mamba.profiling.base.Profiler`."""
-        parts = dict.fromkeys([*PARTS, "other"], 0)
-        for name, tensor in stored_tensors(subject.model):
-            parts[_part(name)] += tensor.nbytes
-        metrics = {
-            f"memory/weights/{part}": Metric(size, "bytes", "lower") for part, size in parts.items() if size
-        }
-        metrics["memory/weights"] = Metric(sum(parts.values()), "bytes", "lower")
+        found = _whole("weights", weights(subject.model))
         if hasattr(subject.model, "allocate_cache"):
-            for batch_size in self.batch_sizes:
-                size = subject.model.allocate_cache(batch_size).nbytes
-                metrics[f"memory/state/batch_{batch_size}"] = Metric(size, "bytes", "lower")
+            for batch in self.batch_sizes:
+                found[f"state/batch_{batch}"] = subject.model.allocate_cache(batch).nbytes
+        if isinstance(subject.model, MambaLM):
+            found |= self._activations(subject.model)
+            found |= {f"computed/{name}": size for name, size in self._computed(subject.model).items()}
+        metrics = {f"memory/{name}": Metric(size, "bytes", "lower") for name, size in found.items()}
         if subject.bits_per_value is not None:
             metrics["memory/bits_per_value"] = Metric(subject.bits_per_value, "bits", "lower")
         return metrics
+
+    def _sizes(self) -> Iterator[tuple[str, int, int]]:
+        for batch in self.batch_sizes:
+            for length in self.lengths:
+                yield f"batch_{batch}_length_{length}", batch, length
+
+    def _activations(self, model: MambaLM) -> dict[str, float]:
+        sites = model.sites().items()
+        bits = {name: site.code.bits_per_value for name, site in sites if site.code is not None}
+        found: dict[str, float] = {}
+        for where, batch, length in self._sizes():
+            found[f"side/{where}"] = footprint.side_bytes(model.config, bits, batch * length)
+            if self.measure:
+                found[f"workspace/{where}"] = workspace.measured(model, batch, length)
+        return found
+
+    def _computed(self, model: MambaLM) -> dict[str, float]:
+        found = _whole("weights", computed_weights(model))
+        shell = workspace.shell_of(model)
+        for batch in self.batch_sizes:
+            found[f"state/batch_{batch}"] = computed_state(model, batch)
+        for where, batch, length in self._sizes():
+            found[f"workspace/{where}"] = workspace.computed(shell, batch, length)
+        return found
+
+
+def _whole(name: str, parts: Mapping[str, float]) -> dict[str, float]:
+    """The parts that there are, and their sum."""
+    return {**{f"{name}/{part}": size for part, size in parts.items() if size}, name: sum(parts.values())}
+
+
+def weights(model: nn.Module) -> dict[str, int]:
+    """Bytes of the stored tensors by part."""
+    if isinstance(model, MambaLM):
+        for block in model.blocks():
+            block.mixer.decay()  # made by the first forward pass, and kept
+    parts = dict.fromkeys([*PARTS, "other"], 0)
+    for name, tensor in stored_tensors(model):
+        parts[_part(name)] += tensor.nbytes
+    return parts
 
 
 def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -60,3 +109,36 @@ def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _part(name: str) -> str:
     return next((part for part, words in PARTS.items() if any(word in f".{name}" for word in words)), "other")
+
+
+def computed_weights(model: MambaLM) -> dict[str, int]:
+    """Bytes of the weights by part, from sizes and widths; ``model`` may be a shell."""
+    layers = model.weight_layers()
+    rotations = [block.mixer.rotation for block in model.blocks()]
+    codes = [site.code.rows for site in model.sites().values() if site.code is not None]
+    parts = footprint.weight_parts(
+        model.config,
+        lambda name: layers[name].grid,
+        model.dtype.itemsize,
+        rotation=sum(footprint.FLOAT * base.numel() for base in rotations if base is not None),
+        tied=is_tied(model),
+    )
+    return parts | {"codes": sum(footprint.FLOAT * rows.numel() for rows in codes)}
+
+
+def is_tied(model: MambaLM) -> bool:
+    """Whether head and embedding are one storage; a shell's are not, but will be."""
+    first, second = model.backbone.embedding, model.lm_head
+    if first.grid != second.grid or not model.config.tie_embeddings:
+        return False
+    if first.weight_codes is None or second.weight_codes is None:
+        return first.weight is second.weight
+    return first.weight_codes.is_meta or first.weight_codes.data_ptr() == second.weight_codes.data_ptr()
+
+
+def computed_state(model: MambaLM, batch: int) -> int:
+    """Bytes of the states of ``batch`` sequences, from sizes and widths."""
+    code = model.blocks()[0].mixer.conv_input.code
+    is_int8 = code is not None and code.is_scalar_knee
+    conv = 1 if is_int8 else model.dtype.itemsize
+    return footprint.state_bytes(model.config, batch, conv, model.state_dtype.itemsize)

@@ -19,6 +19,7 @@ from dualscale_mamba.report import show_run, write_figure
 from dualscale_mamba.report.collect import DISTRIBUTION
 from dualscale_mamba.sites import is_ssm_input
 from dualscale_mamba.study.files import write_json
+from dualscale_mamba.tasks.checkpoints import save, target_of
 from dualscale_mamba.tasks.distribution import distribution
 from dualscale_mamba.tasks.record import RunFolder
 from dualscale_mamba.tasks.session import Session, open_session
@@ -54,6 +55,9 @@ def run(config: DictConfig) -> None:
             write_json(folder.path / DISTRIBUTION, levels)
         result = folder.write_result(_result(session, report, measured))
         write_figure(folder.path, result)
+        if config.save is not None:
+            with session.timed("save"):
+                save(session, report, result)
         tracked.log(result, folder.path)
     if not folder.in_multirun:
         show_run(result, folder.path)
@@ -78,13 +82,18 @@ def _evaluate(session: Session, folder: RunFolder, measured: Measured) -> None:
 
 def _profile(session: Session, report: QuantizationReport, measured: Measured) -> None:
     subject = Subject(session.model, session.device, bits_per_value(report))
+    peak = max(_peak(session), session.reference.peak if session.reference else 0)
     for name, profiler in instantiate.profilers(session.config).items():
         with session.timed(f"profile/{name}"):
             measured.metrics |= profiler(subject)
+        peak = max(peak, _peak(session))  # a profiler of memory sets the counter back
     if session.device.type == "cuda":
-        before = session.reference.peak if session.reference else 0
-        peak = max(before, torch.cuda.max_memory_allocated(session.device))
         measured.metrics["memory/peak"] = Metric(peak, "bytes", "lower")
+
+
+def _peak(session: Session) -> int:
+    """Most bytes of device memory since the counter was set back."""
+    return torch.cuda.max_memory_allocated(session.device) if session.device.type == "cuda" else 0
 
 
 def bits_per_value(report: QuantizationReport) -> float | None:
@@ -111,8 +120,9 @@ def _result(session: Session, report: QuantizationReport, measured: Measured) ->
 
 def artifacts(session: Session) -> dict[str, str]:
     """Files that the run has used or made and that lie elsewhere: the statistics, where they are kept."""
-    calibration = session.calibration
-    return {} if calibration is None or calibration.path is None else {"calibration": str(calibration.path)}
+    calibration, target = session.calibration, target_of(session.config)
+    found = {"calibration": None if calibration is None else calibration.path, "checkpoint": target}
+    return {kind: str(path.absolute()) for kind, path in found.items() if path is not None}
 
 
 def fairness(session: Session, report: QuantizationReport, measured: Measured) -> dict[str, Any]:

@@ -24,7 +24,8 @@ def test_weights_are_counted_once_and_by_part(subject: Subject) -> None:
     parts = [value for name, value in metrics.items() if name.startswith("memory/weights/")]
     assert sum(parts) == metrics["memory/weights"]
     parameters = sum(p.numel() * 4 for p in subject.model.parameters())  # parameters() names a tied head once
-    assert metrics["memory/weights"] == parameters
+    kept = sum(block.mixer.decay().nbytes for block in subject.model.blocks())  # A, made of A_log once
+    assert metrics["memory/weights"] == parameters + kept
     assert metrics["memory/weights/embedding"] == 4096 * 64 * 4
     assert metrics["memory/bits_per_value"] == 8.0
 
