@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.ops.reference import round_half_away
+from dualscale_mamba.ops.reference import round_half_away, unpack_int4
 
 LEVELS = {8: (-127, 127), 4: (-8, 7)}
 GROUP_SIZES = (32, 64, 128, 256, 512, 1024)
@@ -153,17 +153,6 @@ def pack_int4(codes: Tensor) -> Tensor:
         )  # fmt: skip
     low, high = (codes.reshape(rows, -1, 2, 4) & 0xF).to(torch.uint8).unbind(2)
     return (low | (high << 4)).reshape(rows, inputs // 2)
-
-
-def unpack_int4(packed: Tensor) -> Tensor:
-    """uint8 (N, K/2) -> codes int8 (N, K), what :func:`pack_int4` took."""
-    rows, half = packed.shape
-    byte = packed.reshape(rows, -1, 4)
-    nibbles = torch.stack([byte & 0xF, byte >> 4], dim=2).to(torch.int8)
-    return torch.where(nibbles > 7, nibbles - 16, nibbles).reshape(rows, 2 * half)
-
-
-Int8Weight = QuantizedWeight
 
 
 def quantize_weight(weight: Tensor) -> QuantizedWeight:
