@@ -55,14 +55,15 @@ class FolderAsOption(ConfigSource):
         """The model's node and, of a quantized checkpoint, all others, or one group's node alone."""
         group, _, place = config_path.partition("/")
         found = manifest_at(Path(place))
+        package = None
         if group == MODEL:
-            content, header = _composed(place, found), {"package": "_global_"}
+            content, package = _composed(place, found), "_global_"
         elif found is not None:
-            content, header = found["settings"][group], {}
+            content = found["settings"][group]
         else:
             raise ConfigLoadError(f"Config not found : {config_path}")
         made = OmegaConf.create(content)
-        return ConfigResult(self.provider, f"{self.scheme()}://{place}", made, dict(header))
+        return ConfigResult(self.provider, f"{self.scheme()}://{place}", made, {"package": package})
 
 
 class FoldersSearchPath(SearchPathPlugin):

@@ -126,6 +126,8 @@ def explain(error: BaseException) -> list[str]:
     if isinstance(error, InvalidConfigError):
         return error.sentences
     text = str(error)
+    if isinstance(error, (CheckpointError, ConfigError)):  # a whole sentence, its cause in it
+        return [" ".join(text.split())]
     if missing := re.search(r"Could not (?:find|load) '(.+)/(.+?)'", text):
         if sentence := missing_extra(missing[1], missing[2]):
             return [sentence]

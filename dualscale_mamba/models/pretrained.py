@@ -28,7 +28,7 @@ from dualscale_mamba.models.weights import (
     read_weights,
     weight_files,
 )
-from dualscale_mamba.quantization.manifest import KEY, Manifest, read_manifest
+from dualscale_mamba.quantization.manifest import KEY, Manifest, manifest_at, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +180,15 @@ def _read(source: str, revision: str | None, family: str | None) -> _Read:
         return _Read(config, {}, tokenizer, made_from, str(folder), folder, manifest)
     files = weight_files(folder)
     return _Read(config, read_weights(files), tokenizer, hash_files(files), str(folder), folder)
+
+
+def manifest_of(source: str, revision: str | None = None) -> Manifest | None:
+    """What a quantized checkpoint says about itself; None for any other source. A hub id is fetched first.
+
+    Raises:
+        CheckpointError: It cannot be fetched, or was changed after it was written.
+    """
+    return None if source.startswith((EMBEDDED, RANDOM)) else manifest_at(locate(source, revision))
 
 
 def _described(folder: Path, raw: dict[str, object]) -> tuple[ModelConfig, Manifest | None]:

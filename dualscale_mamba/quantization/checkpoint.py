@@ -61,13 +61,16 @@ def is_tied(model: MambaLM) -> bool:
     return all(a.data_ptr() == b.data_ptr() for a, b in pairs)
 
 
-def description(model: MambaLM, widths: Mapping[str, str], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def description(
+    model: MambaLM, widths: Mapping[str, str], rows: list[dict[str, Any]], rotates_residual: bool = False
+) -> dict[str, Any]:
     """The part of the manifest that says how the tensors are to be read.
 
     Args:
         model: Converted.
         widths: Word for the width of each layer, e.g. ``w4a8``.
         rows: Of the quantization report: what was chosen at each site.
+        rotates_residual: Whether the residual stream was rotated, which the weights alone do not tell.
     """
     facts = {str(row["name"]): {k: v for k, v in row.items() if k != "name"} for row in rows}
     mixers = [block.mixer for block in model.blocks()]
@@ -78,7 +81,7 @@ def description(model: MambaLM, widths: Mapping[str, str], rows: list[dict[str, 
         "residual_dtype": name_of_dtype(model.residual_dtype),
         "state_dtype": name_of_dtype(model.state_dtype),
         "tied": is_tied(model),
-        "rotations": {"out_proj_input": mixers[0].rotation is not None},
+        "rotations": {"out_proj_input": mixers[0].rotation is not None, "residual": rotates_residual},
         "x_proj_reads": next(iter(readers), ""),
         "layers": {name: _layer(layer, widths[name]) for name, layer in model.weight_layers().items()},
         "sites": {

@@ -87,7 +87,7 @@ def write_checkpoint(
             "quant_method": QUANT_METHOD,
             "format_version": FORMAT_VERSION,
             "package_version": dualscale_mamba.__version__,
-            **description(model, widths, rows),
+            **description(model, widths, rows, bool(origin.settings["precision"].get("rotate_residual"))),
             "settings": origin.settings,
             "choices": origin.choices,
             "provenance": origin.provenance,

@@ -22,7 +22,7 @@ from dualscale_mamba.quantization.recipe import Recipe
 from dualscale_mamba.quantization.rotation import base_for, rotate_columns, rotate_residual
 from dualscale_mamba.quantization.site import Site
 from dualscale_mamba.quantization.storage import stored
-from dualscale_mamba.quantization.weight_pass import bits_per_weight, quantize_weights
+from dualscale_mamba.quantization.weight_pass import bits_per_weight, plan_of, quantize_weights, rounding_key
 from dualscale_mamba.sites import short_name
 
 __all__ = [
@@ -30,9 +30,11 @@ __all__ = [
     "arrange",
     "calibration_key",
     "convert",
+    "plan_of",
     "prepare",
     "prepare_and_calibrate",
     "quantize_weights",
+    "rounding_key",
     "summary_of",
     "turn_on",
 ]

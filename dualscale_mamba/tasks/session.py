@@ -24,10 +24,20 @@ from dualscale_mamba.environment import cpu_model, kernel_hash, numerics_hash
 from dualscale_mamba.errors import CheckpointError, ConfigError
 from dualscale_mamba.evaluation.reference import Reference
 from dualscale_mamba.models.config import dtype_from_name
-from dualscale_mamba.models.pretrained import Pretrained, load_pretrained
+from dualscale_mamba.models.language_model import MambaLM
+from dualscale_mamba.models.pretrained import Pretrained, load_pretrained, manifest_of
 from dualscale_mamba.quantization.calibration import Calibration, calibration_key
-from dualscale_mamba.quantization.pipeline import QuantizationReport, convert, prepare, prepare_and_calibrate
+from dualscale_mamba.quantization.pipeline import (
+    QuantizationReport,
+    plan_of,
+    prepare,
+    prepare_and_calibrate,
+    quantize_weights,
+    rounding_key,
+    turn_on,
+)
 from dualscale_mamba.quantization.recipe import Recipe
+from dualscale_mamba.tasks.checkpoints import check_settings, load_original, saved_report
 from dualscale_mamba.tasks.record import stage as record_stage
 
 logger = logging.getLogger(__name__)
@@ -56,6 +66,7 @@ class Session:
     hashes: dict[str, Any] = field(default_factory=dict)
     reference: Reference | None = None
     calibration: Calibration | None = None
+    _batches: list[Tensor] | None = field(default=None, repr=False)
 
     @property
     def model(self) -> Any:
@@ -86,6 +97,11 @@ class Session:
 
     def calibration_batches(self) -> list[Tensor]:
         """Token ids (batch, length) of the calibration set."""
+        if self._batches is None:
+            self._batches = self._read_batches()
+        return self._batches
+
+    def _read_batches(self) -> list[Tensor]:
         settings = self.config.calibration
         docs = documents(settings.source, instantiate.data_root(self.config))
         sizes = {key: settings[key] for key in ("samples", "length", "batch_size", "seed")}
@@ -96,27 +112,55 @@ class Session:
         self.hashes["calibration_tokens"] = tokens_hash(windows)
         return [window[:, :-1] for window in windows]
 
+    @property
+    def cache(self) -> Path | None:
+        """Where statistics and rounded weights are kept; None where they shall not be."""
+        return Path(self.config.paths.cache).expanduser() if self.config.calibration.cache else None
+
     def calibrate(self) -> Calibration:
         """Prepare the model and count every site's values, or read the counts of an equal run."""
         with self.timed("calibrate"):
             batches = self.calibration_batches()
             key = calibration_key([self.hashes["calibration_tokens"], *self.numerics], self.recipe)
-            folder = Path(self.config.paths.cache).expanduser() if self.config.calibration.cache else None
-            self.calibration = prepare_and_calibrate(self.model, batches, self.recipe, folder, key)
+            self.calibration = prepare_and_calibrate(self.model, batches, self.recipe, self.cache, key)
         return self.calibration
 
     def quantize(self) -> QuantizationReport:
-        """Calibrate and convert in place; the model as it was is loaded again when its logits are needed."""
+        """Calibrate and convert in place; the model as it was is loaded again when its logits are needed.
+
+        A model that was saved quantized is left as it is.
+        """
+        if self.pretrained.manifest is not None:
+            self.reference = self.make_reference()
+            return saved_report(self.model, self.pretrained.manifest)
         if not self.quantizes:
             self.reference = Reference.live(self.model)
-            return QuantizationReport()
+            is_native = isinstance(self.model, MambaLM)
+            return turn_on(self.model, Calibration({}, 0), self.recipe) if is_native else QuantizationReport()
         self.reference = self.make_reference()
-        if not self.recipe.quantizes_activations:
+        if self.recipe.quantizes_activations:
+            calibration = self.calibrate()
+        else:
             prepare(self.model, self.recipe)
-            return convert(self.model, Calibration({}, 0), self.recipe)
-        calibration = self.calibrate()
+            calibration = Calibration({}, 0)
+        with self.timed("gptq" if self.reads_inputs else "round"):
+            self._round_weights(calibration)
         with self.timed("convert"):
-            return convert(self.model, calibration, self.recipe)
+            return turn_on(self.model, calibration, self.recipe)
+
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether the weights are rounded by the inputs of their layers."""
+        return self.recipe.rounding.needs_inputs and self.recipe.quantizes_weights
+
+    def _round_weights(self, calibration: Calibration) -> None:
+        if not self.reads_inputs:
+            quantize_weights(self.model, self.recipe)
+            return
+        batches = self.calibration_batches()
+        parts = [self.hashes["calibration_tokens"], *self.numerics]
+        key = rounding_key(parts, self.model, self.recipe, calibration.arrangement)
+        quantize_weights(self.model, self.recipe, batches, self.cache, key)
 
     def make_reference(self) -> Reference:
         """What the model as loaded says: kept on disk, or asked of the model loaded again."""
@@ -137,7 +181,10 @@ class Session:
     def _load_again(self) -> Any:
         """The model as it was before it was quantized."""
         # Whether it is loaded must not change what is random afterwards.
+        manifest = self.pretrained.manifest
         with torch.random.fork_rng(devices=[]):
+            if manifest is not None:
+                return load_original(manifest, self.config.model.get("reference"), self.device).model
             again = load_model(self.config, self.device)
         if again.weights_hash != self.hashes["weights"]:
             raise CheckpointError(f"{again.source} has changed since this run has begun; start it again")
@@ -147,10 +194,14 @@ class Session:
 def load_model(config: DictConfig, device: torch.device) -> Pretrained:
     """The model that the configuration names."""
     settings = config.model
+    manifest = manifest_of(settings.source, settings.revision)
+    if manifest is not None:
+        check_settings(config, manifest)
+    is_free = manifest is not None and settings.dtype == "auto"
     return load_pretrained(
         settings.source,
         revision=settings.revision,
-        dtype=dtype_from_name(settings.dtype, device),
+        dtype=None if is_free else dtype_from_name(settings.dtype, device),
         residual_dtype=dtype_from_name(settings.residual_dtype, device, "model.residual_dtype"),
         device=device,
         implementation=settings.implementation,
@@ -175,6 +226,11 @@ def open_session(config: DictConfig) -> Iterator[Session]:
         session = Session(config, device, pretrained, instantiate.recipe(config))
         session.seconds["load"] = round(time.perf_counter() - began, 4)
         session.hashes = {"weights": pretrained.weights_hash, "kernels": kernel_hash()}
+        if pretrained.manifest is not None:
+            tokens = pretrained.manifest["provenance"]["calibration_tokens"]
+            session.hashes |= {"calibration_tokens": tokens, "checkpoint": pretrained.manifest.identity}
+        if isinstance(pretrained.model, MambaLM):
+            plan_of(pretrained.model, session.recipe)  # refuse what does not fit before anything is computed
         try:
             yield session
         finally:
