@@ -7,7 +7,7 @@ from dataclasses import asdict
 from omegaconf import DictConfig, OmegaConf
 
 from dualscale_mamba import environment
-from dualscale_mamba.quantization.pipeline import convert
+from dualscale_mamba.quantization.pipeline import turn_on
 from dualscale_mamba.report import show_sites
 from dualscale_mamba.tasks.record import RunFolder
 from dualscale_mamba.tasks.session import open_session
@@ -25,7 +25,7 @@ def run(config: DictConfig) -> None:
         else:
             calibration = session.calibrate()
             calibration.save(folder.path / STATISTICS)
-            report = convert(session.model, calibration, session.recipe)
+            report = turn_on(session.model, calibration, session.recipe)
         content = {} if report is None else asdict(report)
         folder.write_result(
             {
