@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dualscale_mamba.errors import ConfigError
+from dualscale_mamba.profiling import command as memory
 
 RUN = Path(__file__).resolve().parents[1] / "run.py"
 REFRESH_SECONDS = 2.0
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument("--group", default=None, help="only runs of this group; by default all, grouped")
     board.add_argument("--folder", type=Path, help="of a study whose metrics the panels show")
     board.set_defaults(run=publish)
+    memory.add_command(commands)
     return parser
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
-import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -67,33 +66,19 @@ class Asked:
 Lines = list[tuple[str, list[str], list[list[str]]]]
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Make ``memory`` a command."""
-    parser = commands.add_parser(
-        "memory", help="bytes of weights, states, workspace, and of the side data of a second scale"
-    )
-    known = ", ".join(PUBLISHED)
-    parser.add_argument(
-        "--models", nargs="+", default=MODELS, metavar="MODEL", help=f"{known}, or a folder with config.json"
-    )
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--length", type=int, default=2048, help="tokens of a sequence")
-    parser.add_argument("--density", type=float, default=0.001, help="share of outliers, 0.001 is 0.1 %%")
-    parser.add_argument("--measure", action="store_true", help="also make the side data and count its bytes")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write one line for each number, in bytes")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
-    parser.set_defaults(run=show)
-
-
-def show(options: argparse.Namespace) -> int:
+def show(asked: Asked, csv_file: Path | None = None, markdown_file: Path | None = None) -> None:
     """Print the tables, and write them where that is asked for.
 
+    Args:
+        asked: What they are about.
+        csv_file: Receives one line for each number, in bytes.
+        markdown_file: Receives the tables.
+
     Raises:
-        ConfigError: An option that cannot be.
+        ConfigError: There is no such model.
     """
     from dualscale_mamba.report.tables import console
 
-    asked = Asked(tuple(options.models), options.batch, options.length, options.density, options.measure)
     found = {name: numbers(size_of(name), asked) for name in asked.models}
     lines = tables(found, asked)
     for title, heads, rows in lines:
@@ -103,11 +88,10 @@ def show(options: argparse.Namespace) -> int:
         for row in rows:
             table.add_row(*row)
         console().print(table, "")
-    if options.csv:
-        _write_csv(options.csv, found)
-    if options.markdown:
-        options.markdown.write_text("\n\n".join(markdown(*part) for part in lines) + "\n", encoding="utf-8")
-    return 0
+    if csv_file:
+        _write_csv(csv_file, found)
+    if markdown_file:
+        markdown_file.write_text("\n\n".join(markdown(*part) for part in lines) + "\n", encoding="utf-8")
 
 
 def size_of(model: str) -> ModelConfig:
@@ -126,6 +110,7 @@ def size_of(model: str) -> ModelConfig:
     return config_from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
 
 
+@cache
 def recipe_of(precision: str, family: str) -> Recipe:
     """What ``precision=NAME`` does to a family, all else as configured by default."""
     from hydra import compose, initialize_config_dir
@@ -143,10 +128,7 @@ def numbers(config: ModelConfig, asked: Asked) -> dict[str, float]:
     """Every number of a model, in bytes, by name; shares are named so."""
     found: dict[str, float] = {}
     for precision in PRECISIONS:
-        recipe = recipe_of(precision, config.family)
-        if precision == "none":
-            recipe = replace(recipe, rotate=False)
-        shell = workspace.shell_for(config, recipe, DTYPE)
+        shell = workspace.shell_for(config, recipe_of(precision, config.family), DTYPE)
         found |= {
             f"{precision}/weights": sum(memory.computed_weights(shell).values()),
             f"{precision}/state": memory.computed_state(shell, asked.batch),
@@ -200,19 +182,29 @@ def tables(found: dict[str, dict[str, float]], asked: Asked) -> Lines:
          f"{of['saved_share']:.2%}", "0"]
         for name, of in found.items()
     ]  # fmt: skip
-    second = f"The SSM input of all layers and a second scale, {place}, {asked.density:.2%} outliers (MB)"
+    second = (
+        f"The SSM input of all layers and a second scale, {place}, {asked.density:.2%} outliers (MB; an outlier of the"
+        " list is a 16-bit offset and an 8-bit code, a tile of 65,536 values adds 32 bits)"
+    )
     return [first, (second, heads, rows), *_measured(found, asked)]
 
 
 def _measured(found: dict[str, dict[str, float]], asked: Asked) -> Lines:
     if not asked.measure:
         return []
-    heads = ["model", "", "computed map", "measured map", "computed list", "measured list", "saved"]
+    heads = ["model", "values", "computed map", "measured map", "computed list", "measured list", "saved"]
     rows = []
     for name, of in found.items():
         layers = of["ssm_input"] / of["ssm_input/layer"]
         sizes = (of["map"] / layers, of["measured/map"], of["list"] / layers, of["measured/list"])
-        rows.append([name, "", *(f"{size:,.0f}" for size in sizes), f"{of['measured/saved_share']:.2%}"])
+        rows.append(
+            [
+                name,
+                f"{of['ssm_input/layer']:,.0f}",
+                *(f"{size:,.0f}" for size in sizes),
+                f"{of['measured/saved_share']:.2%}",
+            ]
+        )
     return [(f"Side data of one layer, from made values, {asked.density:.2%} outliers (bytes)", heads, rows)]
 
 
@@ -231,4 +223,3 @@ def _write_csv(path: Path, found: dict[str, dict[str, float]]) -> None:
         writer = csv.writer(file)
         writer.writerow(["model", "name", "value"])
         writer.writerows((model, name, value) for model, of in found.items() for name, value in of.items())
-    sys.stderr.write(f"{path}\n")
