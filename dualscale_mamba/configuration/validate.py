@@ -10,7 +10,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dualscale_mamba.configuration import checkpoints
+from dualscale_mamba.configuration import allocation, checkpoints
 from dualscale_mamba.errors import CheckpointError, ConfigError
 from dualscale_mamba.sites import ALL_SITES, SITES
 
@@ -56,6 +56,7 @@ POSITIVE = (
     "profiling.*.tokens",
     "profiling.*.batch_sizes",
     "profiling.*.prompt_lengths",
+    "profiling.*.lengths",
 )
 NOT_NEGATIVE = ("seed", "calibration.seed", "evaluation_cache_gib", "task.temperature", "profiling.*.warmup")
 PERCENTILES = (
@@ -271,5 +272,17 @@ def _tags(plain: dict[str, Any]) -> Iterator[ConfigError]:
 Rule = Callable[[dict[str, Any]], Iterator[ConfigError | CheckpointError]]
 RULES = cast(
     "tuple[Rule, ...]",
-    (_keys, _choices, _numbers, _sites, _layers, _device, _model, _data, _tags, _checkpoint),
+    (
+        _keys,
+        _choices,
+        _numbers,
+        _sites,
+        _layers,
+        _device,
+        _model,
+        _data,
+        _tags,
+        _checkpoint,
+        allocation.problems,
+    ),
 )
