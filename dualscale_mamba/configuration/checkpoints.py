@@ -82,6 +82,26 @@ def _unsavable(plain: Mapping[str, Any]) -> Iterator[ConfigError]:
             yield error
 
 
+def taken(config: Mapping[str, Any], places: set[str]) -> Iterator[str]:
+    """Why a job cannot save where another job of its multirun does.
+
+    Args:
+        config: Of the job.
+        places: Where the jobs before it save; its own place is added.
+    """
+    save = config.get("save")
+    if save is None:
+        return
+    place = str(Path(str(save)).expanduser().absolute())
+    if place in places:
+        yield str(
+            ConfigError(
+                "save", save, "a folder for each job", "Put what differs into it: save='DIR/${name}'."
+            )
+        )
+    places.add(place)
+
+
 def _without_reference(plain: Mapping[str, Any], found: Manifest) -> Iterator[ConfigError]:
     """Whether an evaluation asks for the unquantized model and nothing says where that is."""
     asking = [

@@ -1,9 +1,10 @@
 """Who a job is: the content hash of everything that decides its result.
 
 The scientific part of the configuration, the checkpoint's files, the calibration and evaluation texts, the kernels and
-the Python sources that compute. Names, tags, folders and trackers are not in it. A checkpoint or a set that comes from
-a hub is known by its name and revision, because it need not be here yet. The hardware is not in it either: a result
-says where it was measured, and a comparison says where that differs.
+the Python sources that compute. Where a job saves its model is in it too, for that folder is part of what it makes.
+Names, tags, run folders and trackers are not in it. A checkpoint or a set that comes from a hub is known by its name
+and revision, because it need not be here yet. The hardware is not in it either: a result says where it was measured,
+and a comparison says where that differs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 import dualscale_mamba
 from dualscale_mamba import environment
 from dualscale_mamba.data.text import FILE_PREFIX
+from dualscale_mamba.quantization.manifest import RESULT, is_checkpoint
 from dualscale_mamba.study.files import plain
 
 ID_LENGTH = 12
@@ -34,7 +36,6 @@ LABELS = (
     "objective",
     "on_error",
     "paths",
-    "save",
     "tags",
     "tracker",
 )
@@ -96,7 +97,10 @@ def _data_files(config: DictConfig) -> Iterable[Path]:
     from dualscale_mamba.data.text import source_files
 
     root = instantiate.data_root(config)
-    yield from source_files(str(config.calibration.source), root)
+    if not is_checkpoint(
+        Path(str(config.model.source)).expanduser()
+    ):  # one that is quantized is not calibrated again
+        yield from source_files(str(config.calibration.source), root)
     for evaluator in instantiate.evaluators(config).values():
         yield from evaluator.files(root)
 
@@ -111,7 +115,8 @@ def _checkpoint(source: str) -> list[str]:
     if not folder.is_dir():
         return []
     files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
-    return [f"{path.name}:{content(path)}" for path in files]
+    kept = [path for path in files if path.name != RESULT]  # what a checkpoint tells of the run that made it
+    return [f"{path.name}:{content(path)}" for path in kept]
 
 
 def content(path: Path) -> str:

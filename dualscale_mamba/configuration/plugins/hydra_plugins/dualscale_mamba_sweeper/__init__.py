@@ -19,6 +19,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf, open_dict, read_write
 
 from dualscale_mamba.configuration import studies
+from dualscale_mamba.configuration.checkpoints import taken
 from dualscale_mamba.configuration.resolvers import TYPED_STUDY
 from dualscale_mamba.configuration.validate import InvalidConfigError, problems
 from dualscale_mamba.errors import ConfigError
@@ -148,11 +149,12 @@ class UnionSweeper(BasicSweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         found: dict[str, list[str]] = {}
+        places: set[str] = set()
         loader = self.hydra_context.config_loader
         made = []
         for number, overrides in enumerate(bar(jobs, "check", "job"), first):
             config = loader.load_sweep_config(self.config, list(overrides))
-            wrong = problems(config)
+            wrong = [*problems(config), *taken(config, places)]
             for problem in wrong:
                 found.setdefault(problem, []).append(f"job {number} ({' '.join(overrides)})")
             self._on_error = str(config.on_error)
