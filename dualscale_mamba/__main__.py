@@ -1,4 +1,4 @@
-"""``python -m dualscale_mamba COMMAND``: everything about studies that is not running them.
+"""``python -m dualscale_mamba COMMAND``: everything about studies and checkpoints that is not running them.
 
 Each command reads files alone, so it works while jobs run, on another machine, and for a study that was interrupted.
 """
@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dualscale_mamba.errors import ConfigError
+from dualscale_mamba.errors import CheckpointError, ConfigError
 from dualscale_mamba.profiling import command as memory
+from dualscale_mamba.report import checkpoint_commands
 
 RUN = Path(__file__).resolve().parents[1] / "run.py"
 REFRESH_SECONDS = 2.0
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = options.run
     try:
         return command(options)
-    except (ConfigError, KeyError) as error:
+    except (CheckpointError, ConfigError, KeyError) as error:
         sys.stderr.write(f"{error.args[0]}\n")
         return 1
     except KeyboardInterrupt:
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument("--folder", type=Path, help="of a study whose metrics the panels show")
     board.set_defaults(run=publish)
     memory.add_command(commands)
+    checkpoint_commands.add_commands(commands)
     return parser
 
 

@@ -64,6 +64,18 @@ class Manifest:
         """The digest that covers everything, the tensors by their own digest."""
         return str(self[DIGEST]["config"])
 
+    def check_config(self) -> None:
+        """Compare ``config.json`` with its digest.
+
+        Raises:
+            CheckpointError: It is not what was written.
+        """
+        if _digest(self.config) != self[DIGEST]["config"]:
+            raise CheckpointError(
+                f"{self.folder / CONFIG} was changed after it was written: its digest differs; copy or download it"
+                " again"
+            )
+
     def check_tensors(self) -> None:
         """Compare the tensors with their digest.
 
@@ -166,20 +178,35 @@ def manifest_at(folder: Path) -> Manifest | None:
 
 @lru_cache(maxsize=16)
 def _kept(folder: Path, changed: int, size: int) -> Manifest | None:
+    found = read_config(folder)
+    return read_manifest(folder, found) if KEY in found else None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of ``config.json``.
+
+    Raises:
+        CheckpointError: It is missing or no JSON object.
+    """
     path = folder / CONFIG
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} has no {CONFIG}; give the folder of a checkpoint") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is no JSON file that can be read: {error}") from error
-    return read_manifest(folder, found) if isinstance(found, dict) and KEY in found else None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return found
 
 
-def read_manifest(folder: Path, config: Mapping[str, Any]) -> Manifest:
+def read_manifest(folder: Path, config: Mapping[str, Any], compare: bool = True) -> Manifest:
     """The manifest in a ``config.json``, of this version and as it was written.
 
     Args:
         folder: Of the checkpoint.
         config: Content of its ``config.json``, with a ``quantization_config``.
+        compare: Whether to compare it with its digest.
 
     Raises:
         CheckpointError: Another package or another version has written it, or it was changed afterwards.
@@ -205,11 +232,10 @@ def read_manifest(folder: Path, config: Mapping[str, Any]) -> Manifest:
             f"{where}: quantization_config has no {', '.join(wrong)} as version {FORMAT_VERSION} of the format"
             " wants them; copy or download it again"
         )
-    if _digest(config) != digests["config"]:
-        raise CheckpointError(
-            f"{where} was changed after it was written: its digest differs; copy or download it again"
-        )
-    return Manifest(folder, dict(config))
+    made = Manifest(folder, dict(config))
+    if compare:
+        made.check_config()
+    return made
 
 
 def _check_version(own: Mapping[str, Any], where: str) -> None:
