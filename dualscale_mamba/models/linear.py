@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dualscale_mamba import ops
+from dualscale_mamba.formats.base import Code
 from dualscale_mamba.models.code_rows import MadeOfCodes, join_rows
 from dualscale_mamba.models.weight_layer import WeightLayer
 from dualscale_mamba.quantization.site import Activation, Coded, Site, values_of
@@ -54,10 +55,14 @@ class Linear(WeightLayer):
             return tuple(site.wrap(part) for part, site in zip(parts, sites, strict=True))
         return tuple(_emit(part, site) for part, site in zip(parts, sites, strict=True))
 
+    def multiplies_codes(self, code: Code | None) -> bool:
+        """Whether activations of this code are multiplied as they are, not decoded first."""
+        return self.is_quantized and not self.decodes and code is not None and code.is_scalar_knee
+
     def _product(self, x: Activation, code: Tensor | None) -> Tensor:
         if not self.is_quantized:
             return F.linear(values_of(x, self.weight.dtype), self.weight, self.bias)
-        if isinstance(x, Coded) and x.code.is_scalar_knee and not self.decodes:
+        if isinstance(x, Coded) and self.multiplies_codes(x.code):
             return self._product_of_codes(x, code)
         return self._product_of_values(values_of(x, self.weight.dtype), code)
 

@@ -69,6 +69,23 @@ def chosen(layers: Mapping[str, str], name: str) -> Width | None:
     return width
 
 
+def condensed(widths: Mapping[str, str]) -> dict[str, str]:
+    """Widths by kind of layer: ``w8a8``, or ``w4a8, w8a8 in 0 5`` where the blocks 0 and 5 have another one.
+
+    Args:
+        widths: By full name of every layer.
+    """
+    kinds: dict[str, dict[str, list[str]]] = {}
+    for name, word in widths.items():
+        places = name.split(".")
+        kinds.setdefault(places[-1], {}).setdefault(word, []).append(places[1] if len(places) > 1 else "")
+    made = {}
+    for kind, words in kinds.items():
+        usual, *others = sorted(words, key=lambda word: -len(words[word]))
+        made[kind] = ", ".join([usual, *(f"{word} in {' '.join(words[word])}" for word in others)])
+    return made
+
+
 def check_patterns(layers: Mapping[str, str], names: Sequence[str]) -> None:
     """Refuse a pattern that matches no layer of the model.
 

@@ -16,6 +16,7 @@ BITS, SEED, CALIBRATION = "bits", "seed", "calibration data"
 LIGHTS = {
     BITS: r"fairness\.(bits_per_value|sites)",
     "weights": r"fairness\.(weights|weights_bits)",
+    "widths": r"fairness\.(widths\..+|rounding)",
     CALIBRATION: r"fairness\.(calibration_tokens|calibration\.(source|samples|length))",
     "evaluation data": r"fairness\.evaluation\.[^.]+(\..+)?\.(?!batch_size$|request_order$).+",
     "batch size": r"fairness\.(calibration\.batch_size|evaluation\.[^.]+\.batch_size)",
@@ -25,12 +26,14 @@ LIGHTS = {
     "hardware": r"environment\.(gpu|cpu)|fairness\.threads",
     "software": r"environment\.torch",
     "dtype": r"fairness\.(dtype|residual_dtype)|config\.model\.state_dtype",
-    "recipe": r"fairness\.(linear_input_scale|rotate)",
+    "recipe": r"fairness\.(linear_input_scale|rotate|rotate_residual)",
     SEED: r"config\.(calibration\.)?seed",
 }
 # Facts that say nothing of a run whose SSM input has no code, and of one that quantizes no activation at all.
-OF_CODES = re.compile(r"fairness\.x_proj")
-OF_QUANTIZED = re.compile(r"fairness\.(calibration|bits_per_value|sites|linear_input_scale|rotate)")
+OF_CODES = re.compile(r"fairness\.(widths\.)?x_proj")
+OF_QUANTIZED = re.compile(
+    r"fairness\.(calibration|bits_per_value|sites|linear_input_scale|rotate|rotate_residual)"
+)
 NONE, MISSING = "none", "unknown"
 HASH_DIGITS, VALUE_WIDTH = 8, 80
 

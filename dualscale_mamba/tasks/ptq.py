@@ -13,11 +13,14 @@ from dualscale_mamba import environment
 from dualscale_mamba.configuration import instantiate
 from dualscale_mamba.evaluation.base import Context, Metric
 from dualscale_mamba.models.config import name_of_dtype
+from dualscale_mamba.models.language_model import MambaLM
+from dualscale_mamba.models.mamba import MambaMixer
 from dualscale_mamba.profiling.base import Subject
 from dualscale_mamba.quantization.pipeline import QuantizationReport
+from dualscale_mamba.quantization.widths import condensed
 from dualscale_mamba.report import show_run, write_figure
 from dualscale_mamba.report.collect import DISTRIBUTION
-from dualscale_mamba.sites import is_ssm_input
+from dualscale_mamba.sites import SITES, short_name
 from dualscale_mamba.study.files import write_json
 from dualscale_mamba.tasks.checkpoints import save, target_of
 from dualscale_mamba.tasks.distribution import distribution
@@ -109,6 +112,7 @@ def _result(session: Session, report: QuantizationReport, measured: Measured) ->
         "metrics": measured.metrics,
         "sites": report.sites,
         "site_summary": report.summary,
+        "widths": report.widths,
         "config": OmegaConf.to_container(config, resolve=True),
         "environment": environment.describe(str(session.device)),
         "hashes": session.hashes,
@@ -116,6 +120,12 @@ def _result(session: Session, report: QuantizationReport, measured: Measured) ->
         "seconds": session.seconds,
         "artifacts": artifacts(session),
     }
+
+
+def sites_of(report: QuantizationReport, family: str) -> list[str]:
+    """Short names of the sites that are int8 in some layer, in the order of the data flow."""
+    found = {short_name(str(row["name"])) for row in report.sites}
+    return [site for site in SITES[family] if site in found]
 
 
 def artifacts(session: Session) -> dict[str, str]:
@@ -130,8 +140,10 @@ def fairness(session: Session, report: QuantizationReport, measured: Measured) -
     config, recipe = session.config, session.recipe
     return {
         "bits_per_value": bits_per_value(report),
-        "weights_bits": report.weights_bits,
-        "sites": list(recipe.active_sites),
+        "weights_bits": None if report.weights_bits is None else round(report.weights_bits, 4),
+        "widths": condensed(report.widths),
+        "rounding": repr(recipe.rounding) if recipe.quantizes_weights else "none",
+        "sites": sites_of(report, recipe.family),
         "implementation": config.model.implementation,
         "ops": config.ops,
         "kernels": session.hashes["kernels"],
@@ -148,6 +160,7 @@ def fairness(session: Session, report: QuantizationReport, measured: Measured) -
         "x_proj_product": x_proj_product(session),
         "linear_input_scale": recipe.linear_input_scale,
         "rotate": recipe.rotate,
+        "rotate_residual": recipe.rotate_residual,
         "threads": torch.get_num_threads(),
         "seed": config.seed,
     }
@@ -156,10 +169,11 @@ def fairness(session: Session, report: QuantizationReport, measured: Measured) -
 def x_proj_product(session: Session) -> str:
     """How x_proj multiplies: ``integer`` (int8 codes of the closed form) or ``decoded`` (values, in floating point).
 
-    Empty for Mamba-2, which has no x_proj.
+    ``some integer`` where its layers differ. Empty for Mamba-2, which has no x_proj.
     """
-    if session.recipe.family != "mamba1":
-        return ""
-    code = next((site.code for name, site in session.model.sites().items() if is_ssm_input(name)), None)
-    integer = code is not None and code.is_scalar_knee and session.recipe.weights.bits is not None
-    return "integer" if integer and session.recipe.x_proj_reads == "codes" else "decoded"
+    if not isinstance(session.model, MambaLM):
+        return "decoded" if session.recipe.family == "mamba1" else ""
+    mixers = [block.mixer for block in session.model.blocks()]
+    found = {m.x_proj.multiplies_codes(m.ssm_input.code) for m in mixers if isinstance(m, MambaMixer)}
+    words = {frozenset({True}): "integer", frozenset({False}): "decoded", frozenset(): ""}
+    return words.get(frozenset(found), "some integer")

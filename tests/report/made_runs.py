@@ -12,7 +12,9 @@ import numpy as np
 SOURCE = "text"
 FACTS: dict[str, Any] = {
     "bits_per_value": 8.0,
-    "weights_bits": 8,
+    "weights_bits": 8.1,
+    "widths": {"in_proj": "w8a8", "x_proj": "w8a8", "lm_head": "w16a16"},
+    "rounding": "Nearest()",
     "sites": ["ssm_input"],
     "implementation": "native",
     "ops": "compiled",
@@ -27,6 +29,7 @@ FACTS: dict[str, Any] = {
     "x_proj_product": "integer",
     "linear_input_scale": "static",
     "rotate": True,
+    "rotate_residual": False,
     "threads": 1,
     "seed": 0,
 }

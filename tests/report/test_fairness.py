@@ -32,7 +32,9 @@ def test_equal_runs_have_equal_lights(tmp_path: Path) -> None:
     ("name", "facts"),
     [
         ("weights", {"weights": "other"}),
-        ("weights", {"weights_bits": 4}),
+        ("weights", {"weights_bits": 4.2}),
+        ("widths", {"widths": {**FACTS["widths"], "in_proj": "w8a8, w4a8 in 3 4"}}),
+        ("widths", {"rounding": "Gptq()"}),
         ("calibration data", {"calibration_tokens": "other"}),
         ("calibration data", {"calibration": {**FACTS["calibration"], "samples": 5}}),
         ("batch size", {"calibration": {**FACTS["calibration"], "batch_size": 5}}),
@@ -49,6 +51,7 @@ def test_equal_runs_have_equal_lights(tmp_path: Path) -> None:
         ("hardware", {"threads": 2}),
         ("dtype", {"dtype": "float16"}),
         ("recipe", {"rotate": False}),
+        ("recipe", {"rotate_residual": True}),
         ("something new", {"something new": 1}),
     ],
 )  # fmt: skip
@@ -82,6 +85,7 @@ def test_numbers_of_devices_do_not_matter(tmp_path: Path) -> None:
 
 def test_an_unquantized_run_has_no_calibration_to_differ_in(tmp_path: Path) -> None:
     facts = {"sites": [], "bits_per_value": None, "calibration_tokens": None, "x_proj_product": "decoded"}
+    facts |= {"widths": {**FACTS["widths"], "x_proj": "w8a16"}}
     made_run(tmp_path / "a", "single", items={"divergence": windows(KL)})
     made_run(tmp_path / "f", "fp16", number=1, items={"divergence": windows(KL)}, facts=facts)
     assert set(states(tmp_path).values()) == {"equal"}
