@@ -99,7 +99,9 @@ def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - no iterator
+            # Copies: a matrix product may round otherwise where its operands are not aligned as torch aligns them, and
+            # a quantized model that is saved and read again shall say the same.
+            return {name: tensors.get_tensor(name).clone() for name in tensors.keys()}  # noqa: SIM118 - no iterator
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is truncated or no safetensors file ({error}); copy or"

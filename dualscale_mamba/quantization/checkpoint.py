@@ -137,7 +137,7 @@ def restore(manifest: Manifest, config: ModelConfig, device: torch.device | str 
     _check_fit(expected, read_header(manifest.folder / WEIGHTS), manifest)
     manifest.check_tensors()
     tensors = _read(manifest)
-    _fill(model, tensors)
+    _fill(model, tensors, bool(manifest["tied"]))
     _set_sites(model, manifest, tensors)
     model.to(device)
     if manifest["tied"]:
@@ -204,19 +204,21 @@ def _read(manifest: Manifest) -> dict[str, Tensor]:
     path = manifest.folder / WEIGHTS
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
+            # Copies: a matrix product may round otherwise where its operands are not aligned as torch aligns them.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no iterator
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); copy or download it again") from error
 
 
-def _fill(model: MambaLM, tensors: Mapping[str, Tensor]) -> None:
+def _fill(model: MambaLM, tensors: Mapping[str, Tensor], is_tied: bool) -> None:
     """Put the tensors in the places that have been reserved."""
     for layer in model.weight_layers().values():
         if layer.is_quantized:  # what is left of the floating-point weight names its type and device
             layer.weight = nn.Parameter(torch.empty(0, dtype=layer.weight.dtype), requires_grad=False)
     state = {name: tensors.get(name, tensor) for name, tensor in model.state_dict().items()}
-    for name in [name for name in state if name.startswith(HEAD) and name not in tensors]:
-        state[name] = tensors.get(f"{EMBEDDING}{name.removeprefix(HEAD)}", state[name])
+    if is_tied:
+        of_head = [name for name in state if name.startswith(HEAD)]
+        state |= {name: state[f"{EMBEDDING}{name.removeprefix(HEAD)}"] for name in of_head}
     model.load_state_dict(state, assign=True)
     for index, block in enumerate(model.blocks()):
         if block.mixer.rotation is not None:
