@@ -1,9 +1,10 @@
 // 4-bit weights as they lie in memory, and what multiplies them.
 //
-// Eight neighbouring codes take four bytes: low nibbles the first four, high nibbles the others. A register
-// of 64 bytes thus holds 128 columns of a row, a block; its low nibbles, taken out at once, are the first
-// four of every eight, and activations are brought into the same order beforehand. Rows are padded to whole
-// blocks.
+// Eight neighbouring codes take four bytes: low nibbles the first four, high
+// nibbles the others. A register of 64 bytes thus holds 128 columns of a row, a
+// block; its low nibbles, taken out at once, are the first four of every eight,
+// and activations are brought into the same order beforehand. Rows are padded
+// to whole blocks.
 #pragma once
 
 #include <algorithm>
@@ -25,11 +26,13 @@ struct Int4Shape {
   int64_t blocks() const { return (depth + kBlockCodes - 1) / kBlockCodes; }
   int64_t padded() const { return blocks() * kBlockCodes; }
   int64_t groups() const { return (depth + group_size - 1) / group_size; }
-  // Scales of one row as the kernels read them: whole blocks, and room for a register.
+  // Scales of one row as the kernels read them: whole blocks, and room for a
+  // register.
   int64_t scale_stride() const { return std::max(groups(), padded() / group_size) + kWide; }
 };
 
-// Which scale each lane of a block takes, counted from the block's first: a lane holds eight neighbours.
+// Which scale each lane of a block takes, counted from the block's first: a
+// lane holds eight neighbours.
 inline Ints scale_lanes(int64_t group_size) {
   Ints lanes;
   for (int64_t lane = 0; lane < kWide; ++lane) {
@@ -51,15 +54,28 @@ DUALSCALE_INLINE Bytes load_block(const uint8_t* row, int64_t at, int64_t bytes)
   return bytes - at >= kBlockBytes ? load<Bytes>(row + at) : load_part<Bytes>(row + at, bytes - at);
 }
 
-// Scales of rows [first, first + count) as fp32, `scale_stride` apart, zeros behind the last.
-inline void read_scales(const Tensor& scale, const Int4Shape& shape, int64_t first, int64_t count,
-                        std::vector<float>& out) {
-  const Source source(scale, std::nullopt);
-  const int64_t groups = shape.groups(), stride = shape.scale_stride();
-  out.assign(static_cast<size_t>(count * stride), 0.0f);
-  for (int64_t i = 0; i < count; ++i) {
-    source.copy((first + i) * groups, 0, groups, out.data() + i * stride);
+// Scales of rows of the weights as fp32, in the layout that block_scale reads.
+class Scales {
+ public:
+  Scales(const Tensor& scale, const Int4Shape& shape) : source_(scale, std::nullopt), shape_(shape) {}
+
+  // Reads those of rows [first, first + count).
+  void read(int64_t first, int64_t count) {
+    const int64_t groups = shape_.groups(), stride = shape_.scale_stride();
+    dense_.resize(static_cast<size_t>(count * groups));
+    spread_.assign(static_cast<size_t>(count * stride), 0.0f);
+    const float* const from = source_.read(first * groups, 0, count * groups, dense_.data());
+    for (int64_t i = 0; i < count; ++i) {
+      std::copy_n(from + i * groups, groups, spread_.data() + i * stride);
+    }
   }
-}
+
+  const float* operator[](int64_t i) const { return spread_.data() + i * shape_.scale_stride(); }
+
+ private:
+  Source source_;
+  Int4Shape shape_;
+  std::vector<float> dense_, spread_;
+};
 
 }  // namespace dualscale::cpu

@@ -1,7 +1,8 @@
-// Sixteen lanes of 32 bits, whatever the machine has: the register of the matrix products.
+// Sixteen lanes of 32 bits, whatever the machine has: the register of the
+// matrix products.
 //
-// With AVX-512 a value of these types is one register; without, the compiler splits it, which is slower and
-// just as right.
+// With AVX-512 a value of these types is one register; without, the compiler
+// splits it, which is slower and just as right.
 #pragma once
 
 #include <cstdint>
@@ -53,8 +54,9 @@ DUALSCALE_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
 #endif
 }
 
-// acc[lane] += the four unsigned bytes of `values` in this lane . the four signed bytes of `weights`. The
-// instruction itself, because with the intrinsic GCC 12 copies every accumulator in every turn of a loop.
+// acc[lane] += the four unsigned bytes of `values` in this lane . the four
+// signed bytes of `weights`. The instruction itself, because with the intrinsic
+// GCC 12 copies every accumulator in every turn of a loop.
 DUALSCALE_INLINE void dot_bytes(Ints& acc, Bytes values, Bytes weights) {
 #if defined(__AVX512VNNI__)
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(values), "v"(weights));
@@ -80,17 +82,50 @@ DUALSCALE_INLINE Floats look_up(Ints index, Floats table) {
 #endif
 }
 
-// The sum of all lanes, in one order on every machine.
-DUALSCALE_INLINE float sum_of(Floats v) {
-  float half[kWide];
-  std::memcpy(half, &v, sizeof v);
-#pragma GCC unroll 4
-  for (int64_t width = kWide / 2; width > 0; width /= 2) {
-    for (int64_t i = 0; i < width; ++i) {
-      half[i] += half[i + width];
-    }
+// Sixteen codes as fp32.
+DUALSCALE_INLINE Floats widen(Codes16 codes) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)codes));
+#else
+  Floats out;
+  for (int64_t lane = 0; lane < kWide; ++lane) {
+    out[lane] = static_cast<float>(codes[lane]);
   }
-  return half[0];
+  return out;
+#endif
+}
+
+// Holds a value in a register: GCC 12 otherwise reads it again from memory at
+// every use.
+DUALSCALE_INLINE void pin(Floats& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#endif
+}
+
+// sums[i] = the sum of all lanes of v[i], in one order on every machine.
+DUALSCALE_INLINE void sum_four(const Floats* v, float* sums) {
+#if defined(__AVX512DQ__)
+  const __m512 a = (__m512)v[0], b = (__m512)v[1], c = (__m512)v[2], d = (__m512)v[3];
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512 low = _mm512_shuffle_ps(ab, cd, 0x44), high = _mm512_shuffle_ps(ab, cd, 0xee);
+  const __m512 all = _mm512_add_ps(low, high);
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#else
+  for (int64_t i = 0; i < 4; ++i) {
+    float part[4][4];
+    for (int64_t lane = 0; lane < kWide; ++lane) {
+      part[lane / 4][lane % 4] = v[i][lane];
+    }
+    float column[4];
+    for (int64_t q = 0; q < 4; ++q) {
+      column[q] = (part[q][0] + part[q][2]) + (part[q][1] + part[q][3]);
+    }
+    sums[i] = (column[0] + column[2]) + (column[1] + column[3]);
+  }
+#endif
 }
 
 }  // namespace dualscale::cpu

@@ -1,9 +1,11 @@
-// int8 activations of a linear layer: stored for the machine's dot product, and the way back from its sums.
+// int8 activations of a linear layer: stored for the machine's dot product, and
+// the way back from its sums.
 //
-// The dot product multiplies unsigned by signed bytes, so activations are stored as q + 128 and the surplus
-// of 128 * weight_sum is taken off at the end, together with the zero point. The knee term is a second row of
-// activations, max(q - knee, 0), which lies in 0..255 too: the kernel sees twice the rows and the same
-// weights.
+// The dot product multiplies unsigned by signed bytes, so activations are
+// stored as q + 128 and the surplus of 128 * weight_sum is taken off at the
+// end, together with the zero point. The knee term is a second row of
+// activations, max(q - knee, 0), which lies in 0..255 too: the kernel sees
+// twice the rows and the same weights.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +36,8 @@ struct InputCode {
     scale = in.scale;
     has_knee = knee_term;
     if (knee_term) {
-      // A knee below all codes is lifted to the lowest; what that takes off is a multiple of the weight sums.
+      // A knee below all codes is lifted to the lowest; what that takes off is
+      // a multiple of the weight sums.
       knee = static_cast<int32_t>(std::floor(min_of(max_of(in.knee, -128.0f), 127.0f)));
       gain = in.gain;
       lift = in.knee < -128.0f ? -128.0 - in.knee : 0.0;
@@ -45,8 +48,8 @@ struct InputCode {
   int64_t per_row() const { return has_knee ? 2 : 1; }
 };
 
-// What turns sums of products with stored activations into the result. Without weight_scale it is in the
-// sums.
+// What turns sums of products with stored activations into the result. Without
+// weight_scale it is in the sums.
 template <typename Sum, typename WeightSum>
 struct CodeEpilogue {
   const InputCode& in;
@@ -63,8 +66,9 @@ struct CodeEpilogue {
   }
 };
 
-// Activations as the kernel wants them: one row, or with a knee two, for each row of x. `arrange` may reorder
-// a row of K bytes (from, to); rows are `stride` >= K bytes apart.
+// Activations as the kernel wants them: one row, or with a knee two, for each
+// row of x. `arrange` may reorder a row of K bytes (from, to); rows are
+// `stride` >= K bytes apart.
 class CodeRows {
  public:
   template <typename Arrange>

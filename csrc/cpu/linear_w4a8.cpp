@@ -1,4 +1,5 @@
-// int8 x int4 linear layer: exact sums within a block of weights, scaled and added in fp32.
+// int8 x int4 linear layer: exact sums within a block of weights, scaled and
+// added in fp32.
 #include <algorithm>
 #include <vector>
 
@@ -9,12 +10,13 @@
 namespace dualscale::cpu {
 namespace {
 
-constexpr int64_t kTile = 4;      // rows and columns of a register tile
-constexpr int64_t kColumns = 64;  // columns of a task
-constexpr int64_t kRows = 64;     // rows of a task
-constexpr int64_t kManyRows = 8;  // that pay for unpacking the weights of a task beforehand
+constexpr int64_t kTile = 4;       // rows and columns of a register tile
+constexpr int64_t kColumns = 64;   // columns of a task
+constexpr int64_t kRows = 64;      // rows of a task
+constexpr int64_t kManyRows = 16;  // that pay for unpacking the weights of a task beforehand
 
-// Columns of a register tile: packed rows of weights, or their codes as bytes, and their scales.
+// Columns of a register tile: packed rows of weights, or their codes as bytes,
+// and their scales.
 struct Tile {
   const uint8_t* weight[kTile];
   const float* scale[kTile];
@@ -57,63 +59,78 @@ __attribute__((noinline)) void multiply(const uint8_t* const* rows, const Tile& 
       }
     }
   }
+#pragma GCC unroll 4
   for (int64_t r = 0; r < kCount; ++r) {
-    for (int64_t c = 0; c < kTile; ++c) {
-      sums[r][c] = sum_of(total[r][c]);
-    }
+    sum_four(total[r], sums[r]);
   }
 }
 
-// Weights of the columns of a task.
-struct Panel {
-  const uint8_t* packed;
-  const Tensor& scale;
-  Int4Shape shape;
-  std::vector<uint8_t> codes;
-  std::vector<float> scales;
-  int64_t first = 0, count = 0;
-  bool unpacked = false;
+// The columns of a task: packed as they are, or unpacked because many rows will read them.
+class Panel {
+ public:
+  Panel(const Tensor& weight, const Tensor& scale, const Int4Shape& shape)
+      : shape_(shape), packed_(weight.const_data_ptr<uint8_t>()), scales_(scale, shape) {}
 
-  void take(int64_t n, int64_t columns, bool unpack) {
-    first = n;
-    count = columns;
-    unpacked = unpack;
-    read_scales(scale, shape, n, columns, scales);
+  void take(int64_t first, int64_t count, bool unpack) {
+    columns_ = count;
+    is_packed_ = !unpack;
+    scales_.read(first, count);
+    const uint8_t* const rows = packed_ + first * shape_.bytes();
+    const int64_t stride = unpack ? shape_.padded() : shape_.bytes();
     if (unpack) {
-      codes.resize(static_cast<size_t>(columns * shape.padded()));
-      for (int64_t c = 0; c < columns; ++c) {
-        for (int64_t block = 0; block < shape.blocks(); ++block) {
-          const Bytes both = load_block(packed + (n + c) * shape.bytes(), block * kBlockBytes, shape.bytes());
-          const Bytes halves[2] = {signed_nibbles(both & 15), signed_nibbles(both >> 4)};
-          std::memcpy(codes.data() + c * shape.padded() + block * kBlockCodes, halves, sizeof halves);
-        }
+      codes_.resize(static_cast<size_t>(count * stride));
+      for (int64_t c = 0; c < count; ++c) {
+        unpack_row(rows + c * shape_.bytes(), codes_.data() + c * stride);
       }
     }
-  }
-
-  Tile tile(int64_t c) const {
-    Tile tile;
-    for (int64_t i = 0; i < kTile; ++i) {
-      const int64_t column = std::min(c + i, count - 1);
-      tile.weight[i] =
-          unpacked ? codes.data() + column * shape.padded() : packed + (first + column) * shape.bytes();
-      tile.scale[i] = scales.data() + column * shape.scale_stride();
+    tiles_.resize(static_cast<size_t>((count + kTile - 1) / kTile));
+    for (int64_t i = 0; i < static_cast<int64_t>(tiles_.size()) * kTile; ++i) {
+      const int64_t column = std::min(i, count - 1);
+      tiles_[i / kTile].weight[i % kTile] = (unpack ? codes_.data() : rows) + column * stride;
+      tiles_[i / kTile].scale[i % kTile] = scales_[column];
     }
-    return tile;
   }
-};
 
-template <bool kPacked>
-void multiply_tile(int64_t count, const uint8_t* const* rows, const Tile& tile, const Int4Shape& shape,
-                   float (*sums)[kTile]) {
-  if (count == 1) {
-    multiply<1, kPacked>(rows, tile, shape, sums);
-  } else if (count == 2) {
-    multiply<2, kPacked>(rows, tile, shape, sums);
-  } else {
-    multiply<kTile, kPacked>(rows, tile, shape, sums);
+  int64_t columns() const { return columns_; }
+
+  // sums[r][i] of `count` <= kTile rows with columns [c, c + kTile).
+  void multiply_tile(const uint8_t* const* rows, int64_t count, int64_t c, float (*sums)[kTile]) const {
+    if (is_packed_) {
+      multiply_tile_of<true>(rows, count, tiles_[c / kTile], sums);
+    } else {
+      multiply_tile_of<false>(rows, count, tiles_[c / kTile], sums);
+    }
   }
-}
+
+ private:
+  template <bool kPacked>
+  void multiply_tile_of(const uint8_t* const* rows, int64_t count, const Tile& tile,
+                        float (*sums)[kTile]) const {
+    if (count == 1) {
+      multiply<1, kPacked>(rows, tile, shape_, sums);
+    } else if (count == 2) {
+      multiply<2, kPacked>(rows, tile, shape_, sums);
+    } else {
+      multiply<kTile, kPacked>(rows, tile, shape_, sums);
+    }
+  }
+
+  void unpack_row(const uint8_t* from, uint8_t* to) const {
+    for (int64_t block = 0; block < shape_.blocks(); ++block) {
+      const Bytes both = load_block(from, block * kBlockBytes, shape_.bytes());
+      const Bytes halves[2] = {signed_nibbles(both & 15), signed_nibbles(both >> 4)};
+      std::memcpy(to + block * kBlockCodes, halves, sizeof halves);
+    }
+  }
+
+  Int4Shape shape_;
+  const uint8_t* packed_;
+  Scales scales_;
+  std::vector<uint8_t> codes_;
+  std::vector<Tile> tiles_;
+  int64_t columns_ = 0;
+  bool is_packed_ = true;
+};
 
 // All sums of `count` <= kTile activation rows with the columns of the panel.
 void multiply_rows(const CodeRows& in, int64_t first, int64_t count, const Panel& panel,
@@ -122,22 +139,17 @@ void multiply_rows(const CodeRows& in, int64_t first, int64_t count, const Panel
   for (int64_t r = 0; r < kTile; ++r) {
     rows[r] = in[first + std::min(r, count - 1)];
   }
-  for (int64_t c = 0; c < panel.count; c += kTile) {
+  for (int64_t c = 0; c < panel.columns(); c += kTile) {
     float tile[kTile][kTile];
-    if (panel.unpacked) {
-      multiply_tile<false>(count, rows, panel.tile(c), panel.shape, tile);
-    } else {
-      multiply_tile<true>(count, rows, panel.tile(c), panel.shape, tile);
-    }
+    panel.multiply_tile(rows, count, c, tile);
     for (int64_t r = 0; r < count; ++r) {
-      for (int64_t i = 0; i < std::min(kTile, panel.count - c); ++i) {
-        sums[r][c + i] = tile[r][i];
-      }
+      std::copy_n(tile[r], std::min(kTile, panel.columns() - c), sums[r] + c);
     }
   }
 }
 
-// Four bytes at a time: of every eight the first four to the front half of their block.
+// Four bytes at a time: of every eight the first four to the front half of
+// their block.
 void arrange(const uint8_t* from, uint8_t* to, const Int4Shape& shape) {
   std::memset(to + shape.padded() - kBlockCodes, 0, kBlockCodes);
   for (int64_t k = 0; k < shape.depth; k += 8) {
@@ -162,14 +174,13 @@ Tensor linear_w4a8(const Tensor& x, const OptionalTensor& x_code, bool knee, con
   const CodeRows inputs(x, in, shape.padded(),
                         [&](const uint8_t* from, uint8_t* to) { arrange(from, to, shape); });
   const Sink sink(y, code);
-  const uint8_t* const weights = weight.const_data_ptr<uint8_t>();
   const int64_t per_row = in.per_row(), step = kTile / per_row;
   const int64_t row_blocks = (rows + kRows - 1) / kRows, column_blocks = (columns + kColumns - 1) / kColumns;
   const int64_t grain = kWork / (std::min(rows, kRows) * kColumns * size * per_row + 1) + 1;
 
   torch::stable::parallel_for(0, row_blocks * column_blocks, grain, [&](int64_t begin, int64_t end) {
     float sums[kTile][kColumns], result[kColumns];
-    Panel panel{weights, weight_scale, shape, {}, {}};
+    Panel panel(weight, weight_scale, shape);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t n = task % column_blocks * kColumns, count = std::min(kColumns, columns - n);
       const int64_t start = task / column_blocks * kRows, stop = std::min(rows, start + kRows);

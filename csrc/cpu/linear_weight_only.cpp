@@ -1,7 +1,9 @@
-// Linear layers with floating-point activations and 8-bit or 4-bit weights, summed in fp32.
+// Linear layers with floating-point activations and 8-bit or 4-bit weights,
+// summed in fp32.
 //
-// One row, or a few, multiply weights that are decoded in registers on their way from memory. For many rows a
-// block of columns is decoded into the second-level cache once, and the product is an ordinary one of fp32.
+// One row, or a few, multiply weights that are decoded in registers on their
+// way from memory. For many rows a block of columns is decoded into the
+// second-level cache once, and the product is an ordinary one of fp32.
 #include <algorithm>
 #include <memory>
 #include <vector>
@@ -12,16 +14,19 @@
 namespace dualscale::cpu {
 namespace {
 
-constexpr int64_t kTile = 4;           // rows and columns of a register tile
-constexpr int64_t kColumns = 32;       // columns of a task
-constexpr int64_t kRows = 64;          // rows of a task
-constexpr int64_t kManyRows = 8;       // that pay for decoding the weights of a task beforehand
-constexpr int64_t kDepth = 1024;       // inputs that are decoded at once: the cache holds them
+constexpr int64_t kTile = 4;       // rows and columns of a register tile
+constexpr int64_t kColumns = 32;   // columns of a task
+constexpr int64_t kRows = 64;      // rows of a task
+constexpr int64_t kManyRows = 24;  // that pay for decoding the weights of a task beforehand
+constexpr int64_t kDepth = 1024;   // inputs that are decoded at once: the cache holds them
+// Not a multiple of 4 KiB, which would put all columns into the same few lines of the first-level cache.
+constexpr int64_t kPanelStride = kDepth + kWide;
 constexpr int64_t kWork = 256 * 1024;  // products that pay for waking a thread
 
-// Weights in 8 bits: a register takes 16 neighbours, and the scale is applied to the sums.
+// Weights in 8 bits: a register takes 16 neighbours, and the scale is applied
+// to the sums.
 struct Int8Weight {
-  static constexpr int64_t kStep = kWide;
+  static constexpr int64_t kStep = kWide, kTogether = 4;
   const int8_t* codes;
   const float* scale;
   int64_t depth;
@@ -43,13 +48,15 @@ struct Int8Weight {
     const Int8Weight& weight;
     void take(int64_t, int64_t) {}
 
-    // Adds to total[r] the products of rows with `column` at inputs [k, k + kStep).
+    // Adds to total[r][i] the products of the rows with `column` at inputs [k,
+    // k + kStep).
     template <int64_t kCount>
-    DUALSCALE_INLINE void multiply(const float* const* rows, int64_t column, int64_t k, Floats* total) const {
+    DUALSCALE_INLINE void multiply(const float* const* rows, int64_t column, int64_t k,
+                                   Floats (*total)[kTile], int64_t i) const {
       const Floats values = decode(column, k);
 #pragma GCC unroll 4
       for (int64_t r = 0; r < kCount; ++r) {
-        total[r] = multiply_add(values, load<Floats>(rows[r] + k), total[r]);
+        total[r][i] = multiply_add(values, load<Floats>(rows[r] + k), total[r][i]);
       }
     }
 
@@ -57,7 +64,7 @@ struct Int8Weight {
       const int8_t* const from = weight.codes + column * weight.depth + k;
       const Codes16 codes =
           weight.depth - k >= kStep ? load<Codes16>(from) : load_part<Codes16>(from, weight.depth - k);
-      return __builtin_convertvector(codes, Floats);
+      return widen(codes);
     }
 
     DUALSCALE_INLINE void decode_step(int64_t column, int64_t k, float* to) const {
@@ -67,10 +74,10 @@ struct Int8Weight {
   };
 };
 
-// Weights in 4 bits: a register takes 128 neighbours, eight in each lane, and scales are applied lane by
-// lane.
+// Weights in 4 bits: a register takes 128 neighbours, eight in each lane, and
+// scales are applied lane by lane.
 struct Int4Weight {
-  static constexpr int64_t kStep = kBlockCodes;
+  static constexpr int64_t kStep = kBlockCodes, kTogether = 2;
   const uint8_t* packed;
   const Tensor& scale;
   Int4Shape shape;
@@ -97,16 +104,17 @@ struct Int4Weight {
   struct Reader {
     const Int4Weight& weight;
     const Ints lanes = scale_lanes(weight.shape.group_size);
-    std::vector<float> scales{};
+    Scales scales{weight.scale, weight.shape};
     int64_t first = 0;
 
     void take(int64_t n, int64_t columns) {
       first = n;
-      read_scales(weight.scale, weight.shape, n, columns, scales);
+      scales.read(n, columns);
     }
 
     template <int64_t kCount>
-    DUALSCALE_INLINE void multiply(const float* const* rows, int64_t column, int64_t k, Floats* total) const {
+    DUALSCALE_INLINE void multiply(const float* const* rows, int64_t column, int64_t k,
+                                   Floats (*total)[kTile], int64_t to) const {
       const Ints packed = codes(column, k);
       Floats part[kCount] = {};
 #pragma GCC unroll 8
@@ -120,7 +128,7 @@ struct Int4Weight {
       const Floats scale = scale_of(column, k);
 #pragma GCC unroll 4
       for (int64_t r = 0; r < kCount; ++r) {
-        total[r] = multiply_add(part[r], scale, total[r]);
+        total[r][to] = multiply_add(part[r], scale, total[r][to]);
       }
     }
 
@@ -143,8 +151,7 @@ struct Int4Weight {
       return look_up(packed >> static_cast<int>(4 * i), values);
     }
     DUALSCALE_INLINE Floats scale_of(int64_t column, int64_t k) const {
-      return block_scale(scales.data() + (column - first) * weight.shape.scale_stride(), k / kBlockCodes,
-                         weight.shape.group_size, lanes);
+      return block_scale(scales[column - first], k / kBlockCodes, weight.shape.group_size, lanes);
     }
   };
 };
@@ -179,16 +186,19 @@ __attribute__((noinline)) void multiply_tile(const float* const* rows, const typ
                                              int64_t depth, int64_t n, int64_t columns,
                                              float (*sums)[kColumns]) {
   const float* const row[kTile] = {rows[0], rows[1 % kCount], rows[2 % kCount], rows[3 % kCount]};
-  for (int64_t c = 0; c < columns; c += 2) {
-    const int64_t second = std::min(c + 1, columns - 1);
-    Floats total[2][kCount] = {};
+  for (int64_t c = 0; c < columns; c += Weight::kTogether) {
+    Floats total[kCount][kTile] = {};
     for (int64_t k = 0; k < depth; k += Weight::kStep) {
-      reader.template multiply<kCount>(row, n + c, k, total[0]);
-      reader.template multiply<kCount>(row, n + second, k, total[1]);
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < Weight::kTogether; ++i) {
+        reader.template multiply<kCount>(row, n + std::min(c + i, columns - 1), k, total, i);
+      }
     }
+#pragma GCC unroll 4
     for (int64_t r = 0; r < kCount; ++r) {
-      sums[r][c] = sum_of(total[0][r]);
-      sums[r][second] = sum_of(total[1][r]);
+      float four[kTile];
+      sum_four(total[r], four);
+      std::copy_n(four, std::min(Weight::kTogether, columns - c), sums[r] + c);
     }
   }
 }
@@ -204,10 +214,12 @@ __attribute__((noinline)) void multiply(const float* const* rows, const float* c
 #pragma GCC unroll 4
     for (int64_t c = 0; c < kTile; ++c) {
       values[c] = load<Floats>(column[c] + k);
+      pin(values[c]);
     }
 #pragma GCC unroll 4
     for (int64_t r = 0; r < kTile; ++r) {
-      const Floats x = load<Floats>(row[r] + k);
+      Floats x = load<Floats>(row[r] + k);
+      pin(x);
 #pragma GCC unroll 4
       for (int64_t c = 0; c < kTile; ++c) {
         total[r][c] = multiply_add(x, values[c], total[r][c]);
@@ -216,15 +228,12 @@ __attribute__((noinline)) void multiply(const float* const* rows, const float* c
   }
 #pragma GCC unroll 4
   for (int64_t r = 0; r < kTile; ++r) {
-#pragma GCC unroll 4
-    for (int64_t c = 0; c < kTile; ++c) {
-      sums[r][c] = sum_of(total[r][c]);
-    }
+    sum_four(total[r], sums[r]);
   }
 }
 
-// sums[r][c] of `count` rows from `first` with `columns` <= kColumns decoded columns, over `depth` inputs
-// from k.
+// sums[r][c] of `count` rows from `first` with `columns` <= kColumns decoded
+// columns, over `depth` inputs from k.
 template <typename Weight>
 void add_products(const FloatRows<Weight>& in, int64_t first, int64_t count, const float* panel,
                   int64_t columns, int64_t k, int64_t depth, float (*sums)[kColumns]) {
@@ -233,7 +242,7 @@ void add_products(const FloatRows<Weight>& in, int64_t first, int64_t count, con
       const float *rows[kTile], *parts[kTile];
       for (int64_t i = 0; i < kTile; ++i) {
         rows[i] = in[first + std::min(r + i, count - 1)] + k;
-        parts[i] = panel + std::min(c + i, columns - 1) * kDepth;
+        parts[i] = panel + std::min(c + i, columns - 1) * kPanelStride;
       }
       float tile[kTile][kTile];
       multiply(rows, parts, depth, tile);
@@ -251,13 +260,13 @@ void multiply_many(const FloatRows<Weight>& in, int64_t first, int64_t count,
                    const typename Weight::Reader& reader, int64_t n, int64_t columns,
                    std::vector<float>& panel, float (*sums)[kColumns]) {
   const int64_t depth = reader.weight.padded();
-  panel.resize(static_cast<size_t>(kColumns * kDepth));
+  panel.resize(static_cast<size_t>(kColumns * kPanelStride));
   std::fill(sums[0], sums[count], 0.0f);
   for (int64_t start = 0; start < depth; start += kDepth) {
     const int64_t size = std::min(kDepth, depth - start);
     for (int64_t c = 0; c < columns; ++c) {
       for (int64_t k = 0; k < size; k += Weight::kStep) {
-        reader.decode_step(n + c, start + k, panel.data() + c * kDepth + k);
+        reader.decode_step(n + c, start + k, panel.data() + c * kPanelStride + k);
       }
     }
     add_products(in, first, count, panel.data(), columns, start, size, sums);
