@@ -11,12 +11,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from dualscale_mamba.evaluation.scoring import compare
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.linear import Linear
 from dualscale_mamba.progress import bar
@@ -52,7 +51,53 @@ class Trial:
     widths: Mapping[str, str]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Text:
+    """One batch of text, and what the floating-point model makes of it.
+
+    Attributes:
+        ids: int64 (batch, length).
+        probability: fp64 (batch, length, vocabulary), of the next token.
+        entropy: fp64 (batch, length), negative, nats.
+        hidden: Input and residual of every block, and of what follows the last one.
+    """
+
+    ids: Tensor
+    probability: Tensor
+    entropy: Tensor
+    hidden: Sequence[tuple[Tensor, Tensor | None]]
+
+    @classmethod
+    def read(cls, model: MambaLM, window: Tensor, logits: Tensor) -> Text:
+        """Of token ids (batch, length + 1) and the model's logits (batch, length, vocabulary) of them."""
+        ids = window[:, :-1].to(model.device)
+        log_p = logits.to(model.device).double().log_softmax(-1)
+        p = log_p.exp()
+        hidden: list[tuple[Tensor, Tensor | None]] = [(model.backbone.embedding(ids), None)]
+        for block in model.blocks():
+            hidden.append(block(*hidden[-1], None))
+        return cls(ids, p, torch.where(p == 0, 0.0, p * log_p).sum(-1), hidden)
+
+    def divergence(self, model: MambaLM, start: int = 0) -> Tensor:
+        """KL from the floating-point model to the model as it is now, fp64 (batch, length), nats.
+
+        Args:
+            model: The same, somewhat quantized.
+            start: The first block that is not as it was; 0 begins with the embedding.
+        """
+        x, residual = self.hidden[start] if start else (model.backbone.embedding(self.ids), None)
+        for block in model.blocks()[start:]:
+            x, residual = block(x, residual, None)
+        assert residual is not None
+        values, _ = model.backbone.norm_f(x, residual)
+        logits = model.lm_head(values)[0].double()
+        kl: Tensor = (
+            self.entropy + logits.logsumexp(-1) - torch.einsum("blv,blv->bl", self.probability, logits)
+        )
+        return kl
+
+
+@dataclass(frozen=True)
 class Bench:
     """A prepared model, its calibration, and the text on which it is compared.
 
@@ -60,21 +105,29 @@ class Bench:
         model: Prepared, in floating point.
         calibration: Its counted values.
         recipe: Says everything but widths: groups, rounding, observers.
-        windows: Token ids, each (batch, length + 1).
-        logits: What the model says of them in floating point.
+        texts: What it said while it was in floating point.
     """
 
     model: MambaLM
     calibration: Calibration
     recipe: Recipe
-    windows: Sequence[Tensor]
-    logits: Sequence[Tensor] = field(default_factory=tuple)
+    texts: Sequence[Text]
 
-    def divergence(self) -> float:
-        """KL from the floating-point model to the model as it is now, nats a token."""
-        pairs = zip(self.windows, self.logits, strict=True)
-        kl = [compare(self.model, logits, batch).kl.flatten() for batch, logits in pairs]
+    @torch.no_grad()
+    def divergence(self, start: int = 0) -> float:
+        """KL from the floating-point model to the model as it is now, mean over all tokens, nats.
+
+        Args:
+            start: The first block that is not as it was.
+        """
+        kl = [text.divergence(self.model, start).flatten() for text in self.texts]
         return float(torch.cat(kl).mean())
+
+    def first(self, unit: str) -> int:
+        """The first block that a unit's quantization changes."""
+        if unit == HEAD:
+            return len(self.model.blocks())
+        return int(unit.split(".")[1]) if unit.startswith("layers.") else 0
 
 
 def trials(model: MambaLM, widths: Sequence[str], outer: Sequence[str], unit: str) -> list[Trial]:
@@ -141,7 +194,7 @@ def measure(
         same = (trial.unit, *(own.width_of(name) for name in trial.widths if name != "*"))
         if same not in alike:
             with quantized(bench.model, bench.calibration, own, trial.widths):
-                alike[same] = bench.divergence()
+                alike[same] = bench.divergence(bench.first(trial.unit))
         found.setdefault(trial.unit, {})[trial.word] = alike[same]
         keep(found)
     return found

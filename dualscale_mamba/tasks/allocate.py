@@ -24,6 +24,7 @@ from dualscale_mamba.quantization.sensitivity import (
     SITES_ALONE,
     Bench,
     Found,
+    Text,
     Trial,
     measure,
     rounding_without_inputs,
@@ -92,8 +93,11 @@ def make_bench(session: Session, calibration: Calibration) -> tuple[Bench, Windo
     reference = session.make_reference()
     reference = replace(reference, load=lambda: session.model, facts=[*reference.facts, calibration.key])
     recipe = rounding_without_inputs(session.recipe)
-    logits = [batch.cpu() for batch in reference.logits(windows)]
-    return Bench(session.model, calibration, recipe, windows.batches, logits), windows
+    logits = list(reference.logits(windows))  # all of them before anything is quantized
+    pairs = zip(windows.batches, logits, strict=True)
+    with torch.no_grad():
+        texts = [Text.read(session.model, batch, logits) for batch, logits in pairs]
+    return Bench(session.model, calibration, recipe, texts), windows
 
 
 def measured(session: Session, bench: Bench, wanted: list[Trial], windows: Windows) -> Found:
