@@ -1,4 +1,4 @@
-"""linear_w8a8: sums are exact, so results equal the reference to the last rounding."""
+"""Linear layers with int8 inputs (w8a8, w4a8): integer sums are exact, what follows is a few roundings."""
 
 from __future__ import annotations
 
@@ -7,123 +7,161 @@ from typing import Any
 import pytest
 import torch
 from cases import FLOATS, assert_codes_close, integers, knee_rows, normals, strided
+from linear_cases import (
+    ODD_SHAPES,
+    SHAPES,
+    Weights,
+    assert_true_sums,
+    by_reference,
+    int4_weights,
+    int8_weights,
+    on_codes,
+    shifted,
+)
 
 from dualscale_mamba import ops
 
-SHAPES = [
-    ((1,), 16, 8),
-    ((1, 1), 33, 5),
-    ((0,), 40, 9),
-    ((2,), 64, 100),
-    ((3,), 100, 7),
-    ((2, 0), 8, 8),
-    ((5, 7), 512, 130),
-    ((64,), 768, 65),
-    ((1,), 2560, 512),
-    ((4,), 1, 1),
+Lead = tuple[int, ...]
+CASES = [
+    *((lead, inputs, outputs, None) for lead, inputs, outputs in ODD_SHAPES),
+    *((lead, inputs, outputs, None) for lead, inputs, outputs, _ in SHAPES),
+    *SHAPES,
 ]
 
 
-def weights(
-    inputs: int, outputs: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    weight = integers(outputs, inputs, seed=5, device=device)
-    scale = 0.001 + 0.01 * normals(outputs, seed=6, device=device).abs()
-    return weight, scale, weight.sum(dim=1, dtype=torch.int32)
+def weights_of(inputs: int, outputs: int, group_size: int | None, device: torch.device) -> Weights:
+    if group_size is None:
+        return int8_weights(inputs, outputs, device)
+    return int4_weights(inputs, outputs, group_size, device)
 
 
-def both(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    got = ops.linear_w8a8(*arguments)
-    with ops.implementation("reference"):
-        return got, ops.linear_w8a8(*arguments)
-
-
-def assert_equal_to_rounding(got: torch.Tensor, reference: torch.Tensor) -> None:
-    """Two fp32 units in the last place (scaling in another order), then one of the result's type."""
-    assert got.dtype == reference.dtype
-    rounding = 2 * torch.finfo(torch.float32).eps + (got.dtype != torch.float32) * torch.finfo(got.dtype).eps
-    largest = float(reference.float().abs().max()) if reference.numel() else 0.0
-    torch.testing.assert_close(got, reference, rtol=rounding, atol=largest * 1e-6)
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("lead", "inputs", "outputs"), SHAPES)
+@pytest.mark.parametrize(("lead", "inputs", "outputs", "group_size"), CASES)
 def test_floating_results(
-    lead: tuple[int, ...], inputs: int, outputs: int, dtype: torch.dtype, device: torch.device
+    lead: Lead, inputs: int, outputs: int, group_size: int | None, device: torch.device
 ) -> None:
-    weight, scale, total = weights(inputs, outputs, device)
+    weights = weights_of(inputs, outputs, group_size, device)
     x, bias = integers(*lead, inputs, seed=1, device=device), normals(outputs, seed=2, device=device)
-    rows = normals(max(x.numel() // inputs, 0), seed=3, device=device).abs()
-    for x_code, knee in (
-        (None, False),
-        (knee_rows(seed=2, device=device), True),
-        (knee_rows(ratio=1.0, device=device), False),
-    ):
-        for row_scale, offset in ((None, None), (rows, bias)):
-            for given in (x, strided(x)):
-                got, reference = both(
-                    given, x_code, knee, row_scale, weight, scale, total, offset, None, dtype
-                )
-                assert got.shape == (*lead, outputs)
-                assert_equal_to_rounding(got, reference)
+    rows = normals(x.numel() // inputs, seed=3, device=device).abs()
+    codes = (
+        (None, False, rows, None),
+        (knee_rows(seed=2, device=device), True, None, bias),
+        (knee_rows(seed=3, ratio=1.0, device=device), False, rows, bias),
+    )
+    for (x_code, knee, row_scale, offset), dtype in zip(codes, FLOATS, strict=True):
+        for given, held in ((x, weights), (strided(x), weights), (shifted(x), weights.unaligned())):
+            got = on_codes(given, held, x_code, knee, row_scale, offset, None, dtype)
+            assert got.dtype == dtype
+            assert_true_sums(got, x, weights, x_code, row_scale, offset)
 
 
-@pytest.mark.parametrize(("lead", "inputs", "outputs"), SHAPES)
-def test_coded_results(lead: tuple[int, ...], inputs: int, outputs: int, device: torch.device) -> None:
-    weight, scale, total = weights(inputs, outputs, device)
+@pytest.mark.parametrize(("lead", "inputs", "outputs", "group_size"), CASES[::2])
+def test_coded_results(
+    lead: Lead, inputs: int, outputs: int, group_size: int | None, device: torch.device
+) -> None:
+    weights = weights_of(inputs, outputs, group_size, device)
     x, x_code = integers(*lead, inputs, seed=1, device=device), knee_rows(seed=4, device=device)
     for groups in (1, outputs):
-        got, reference = both(
-            x, x_code, True, None, weight, scale, total, None, knee_rows(groups, device=device)
-        )
-        assert_codes_close(got, reference, share=0.001 + 1.0 / max(got.numel(), 1))
+        for knee in (True, False):
+            arguments = (x, weights, x_code, knee, None, None, knee_rows(groups, scale=0.3, device=device))
+            got = on_codes(*arguments)
+            assert_codes_close(got, by_reference(on_codes, *arguments), 0.001 + 1.0 / max(got.numel(), 1))
 
 
+@pytest.mark.parametrize("group_size", [None, 32, 128])
+@pytest.mark.parametrize("rows", [1, 6, 40])
 @pytest.mark.parametrize("knee", [-400.0, -128.0, -1.0, 0.0, 90.0, 127.0, 500.0])
-def test_knee_anywhere(knee: float, device: torch.device) -> None:
+def test_knee_anywhere(knee: float, rows: int, group_size: int | None, device: torch.device) -> None:
     """The second sum is right wherever the knee lies, and with gain 0 it changes no bit."""
-    weight, scale, total = weights(70, 20, device)
-    x = integers(6, 70, seed=9, device=device)
+    weights = weights_of(168, 24, group_size, device)
+    x = integers(rows, 168, seed=9, device=device)
     code = knee_rows(seed=1, ratio=9.0, device=device)
     code[:, 3] = knee
-    assert_equal_to_rounding(*both(x, code, True, None, weight, scale, total))
+    assert_true_sums(on_codes(x, weights, code, True), x, weights, code, None, None)
     control = knee_rows(seed=1, ratio=1.0, device=device)
     control[:, 3] = knee
-    single = ops.linear_w8a8(x, control, False, None, weight, scale, total)
-    assert torch.equal(ops.linear_w8a8(x, control, True, None, weight, scale, total), single)
+    assert torch.equal(on_codes(x, weights, control, True), on_codes(x, weights, control, False))
 
 
-def test_extreme_sums(device: torch.device) -> None:
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("value", [-128, 127])
+def test_extreme_sums(value: int, rows: int, device: torch.device) -> None:
     """Nothing overflows or saturates inside."""
-    for value in (-128, 127):
-        x = torch.full((3, 4096), value, dtype=torch.int8, device=device)
-        weight = torch.full((9, 4096), -128, dtype=torch.int8, device=device)
-        scale, total = torch.ones(9, device=device), weight.sum(dim=1, dtype=torch.int32)
-        code = knee_rows(ratio=100.0, device=device)
-        code[:, 3] = -128.0
-        assert_equal_to_rounding(*both(x, code, True, None, weight, scale, total))
+    x = torch.full((rows, 4096), value, dtype=torch.int8, device=device)
+    code = knee_rows(ratio=100.0, device=device)
+    code[:, 3] = -128.0
+    for group_size, lowest in ((None, -128), (1024, -8)):
+        made = weights_of(4096, 9, group_size, device)
+        codes, scale = torch.full((9, 4096), lowest, device=device), torch.ones_like(made.scale)
+        packed = codes.to(torch.int8) if group_size is None else torch.full_like(made.codes, 0x88)
+        total = (lowest * 4096 * torch.ones(9, device=device)).to(made.total.dtype)
+        weights = Weights(packed, scale, total, group_size, codes.double())
+        assert_true_sums(on_codes(x, weights, code, True), x, weights, code, None, None)
 
 
-def test_refusals(device: torch.device) -> None:
-    weight, scale, total = weights(16, 8, device)
-    x, code = integers(4, 16, device=device), knee_rows(device=device)
-    for arguments, message in (
-        ((x.float(), None, False, None, weight, scale, total), r"x is float32, allowed is int8"),
-        ((x, None, True, None, weight, scale, total), r"knee is true without x_code"),
-        ((x, knee_rows(16, device=device), True, None, weight, scale, total), r"x_code has shape \(16, 8\)"),
+def test_one_bad_weight_stays_in_its_column(device: torch.device) -> None:
+    """An infinite scale spoils its own column, also where a column ends in the middle of a group or a vector."""
+    weights = int4_weights(168, 11, 32, device)
+    weights.scale[4, 3] = torch.inf
+    for rows in (1, 40):
+        got = on_codes(integers(rows, 168, device=device), weights)
+        assert got[:, [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]].isfinite().all()
+        assert not got[:, 4].isfinite().any()
+
+
+def refused() -> list[tuple[str, dict[str, Any], str]]:
+    """Operator, what replaces the right arguments, the sentence."""
+    long = torch.zeros(1, 65544, dtype=torch.int8)
+    shared: list[tuple[dict[str, Any], str]] = [
+        ({"x": torch.zeros(4, 16)}, r"x is float32, allowed is int8"),
+        ({"x": torch.zeros(16, 4, dtype=torch.int8).T}, r"x has last stride 4, allowed is 1"),
+        ({"x": long}, r"x has 65544 channels, allowed is at most 65536"),
+        ({"x_code": None}, r"knee is true without x_code, allowed is false, or an x_code"),
+        ({"x_code": knee_rows(16)}, r"x_code has shape \(16, 8\), allowed is contiguous \(1, 8\)"),
+        ({"row_scale": torch.ones(3)}, r"row_scale has shape \(3\), allowed is shape \(4\)"),
+        ({"bias": torch.ones(3)}, r"bias has shape \(3\), allowed is shape \(8\)"),
+        ({"code": knee_rows(3)}, r"code has shape \(3, 8\), allowed is contiguous \(1 or 8, 8\)"),
+        ({"dtype": torch.int32}, r"dtype is int32, allowed is float32, float16 or bfloat16"),
+    ]
+    own = [
+        ("linear_w8a8", {"weight": torch.zeros(8, 8, dtype=torch.int8)}, r"weight has shape \(8, 8\)"),
+        ("linear_w8a8", {"weight": torch.zeros(8, 16)}, r"weight is float32, allowed is int8"),
+        ("linear_w8a8", {"weight": torch.zeros(16, 8, dtype=torch.int8).T}, r"weight is not contiguous"),
+        ("linear_w8a8", {"weight_scale": torch.ones(3)}, r"weight_scale has shape \(3\)"),
+        ("linear_w8a8", {"weight_sum": torch.ones(8)}, r"weight_sum is float32, allowed is int32"),
+        ("linear_w4a8", {"weight": torch.zeros(8, 16, dtype=torch.uint8)}, r"weight has shape \(8, 16\)"),
+        ("linear_w4a8", {"weight": torch.zeros(8, 8, dtype=torch.int8)}, r"weight is int8, allowed is uint8"),
+        ("linear_w4a8", {"weight_scale": torch.ones(8, 1)}, r"weight_scale is float32, allowed is float16"),
+        ("linear_w4a8", {"weight_scale": torch.ones(8, 2).half()}, r"weight_scale has shape \(8, 2\)"),
         (
-            (x, code, True, None, weight[:, :8], scale, total),
-            r"weight has shape \(8, 8\), allowed is shape \(any, 16\)",
+            "linear_w4a8",
+            {"weight_sum": torch.ones(8, dtype=torch.int32)},
+            r"weight_sum is int32, allowed is float32",
         ),
         (
-            (x, code, True, None, weight, scale[:3], total),
-            r"weight_scale has shape \(3\), allowed is shape \(8\)",
+            "linear_w4a8",
+            {"x": torch.zeros(4, 20, dtype=torch.int8)},
+            r"x has 20 channels, allowed is a multiple of 8",
         ),
-        ((x, code, True, None, weight, scale, total.float()), r"weight_sum is float32, allowed is int32"),
-        (
-            (x, code, True, scale[:3], weight, scale, total),
-            r"row_scale has shape \(3\), allowed is shape \(4\)",
+        *(
+            ("linear_w4a8", {"group_size": size}, f"group_size is {size}, allowed is a power of two from 32 to 1024")
+            for size in (0, 16, 48, 2048, -128)
         ),
-    ):
-        with pytest.raises(RuntimeError, match="linear_w8a8: " + message):
-            ops.linear_w8a8(*arguments)
+    ]  # fmt: skip
+    both = ("linear_w8a8", "linear_w4a8")
+    return [*((op, change, text) for op in both for change, text in shared), *own]
+
+
+@pytest.mark.parametrize("index", range(len(refused())))
+def test_refusals(index: int, device: torch.device) -> None:
+    op, change, message = refused()[index]
+    weights = weights_of(16, 8, None if op == "linear_w8a8" else 32, device)
+    right = {
+        "x": integers(4, 16, device=device), "x_code": knee_rows(device=device), "knee": True, "row_scale": None,
+        "weight": weights.codes, "weight_scale": weights.scale, "weight_sum": weights.total, "bias": None,
+        "code": None, "dtype": torch.float32,
+    }  # fmt: skip
+    if weights.group_size:
+        right["group_size"] = weights.group_size
+    moved = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in change.items()}
+    with pytest.raises(RuntimeError, match=f"{op}: {message}"):
+        getattr(ops, op)(**(right | moved))
