@@ -105,7 +105,9 @@ def taken(config: Mapping[str, Any], places: set[str]) -> Iterator[str]:
 def _without_reference(plain: Mapping[str, Any], found: Manifest) -> Iterator[ConfigError]:
     """Whether an evaluation asks for the unquantized model and nothing says where that is."""
     asking = [
-        name for name, node in (plain["evaluation"] or {}).items() if str(node.get("_target_")) == COMPARES
+        name
+        for name, node in (plain.get("evaluation") or {}).items()
+        if str(node.get("_target_")) == COMPARES
     ]
     place = plain[MODEL].get("reference") or found["provenance"]["source"]
     is_here = str(place).startswith(MADE_HERE) or Path(str(place)).expanduser().is_dir()
