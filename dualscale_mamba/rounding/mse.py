@@ -68,4 +68,6 @@ class MseClip:
 def _squared_error(groups: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     """Sum of squares of each group (N, G, width) at scales (N, G), as they will be kept: fp32 (N, G)."""
     kept = grid.stored_scale(scale).float().reshape(*scale.shape, 1)
-    return (grid.codes(groups, kept) * kept - groups).square().sum(2)
+    # Both codes next to a tie are as far from it: here the rule of ties is of no account, and this one is the fastest.
+    values = (groups / kept).round_().clamp_(*grid.levels).mul_(kept)
+    return values.sub_(groups).square_().sum(2)
