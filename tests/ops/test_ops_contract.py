@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from cases import integers, knee_rows, normals, table_rows
+from linear_cases import int4_weights, int8_weights
 
 from dualscale_mamba import ops
 from dualscale_mamba.ops import dispatch, fake
@@ -47,13 +48,31 @@ def samples(device: torch.device) -> Iterator[tuple[str, tuple[Any, ...]]]:
     base = torch.ones(1, 1, device=device)
     yield "hadamard_quant", (normals(3, 8, device=device), base, None, True, FLOAT)
     yield "hadamard_quant", (normals(3, 8, device=device), base, None, False, torch.float16)
-    weight, scale = integers(7, 6, device=device), torch.ones(7, device=device)
-    total = weight.sum(dim=1, dtype=torch.int32)
-    yield "linear_w8a8", (q, knee, True, None, weight, scale, total, scale, knee, FLOAT)
-    yield (
-        "linear_w8a8",
-        (q, None, False, torch.ones(10, device=device), weight, scale, total, None, None, torch.float16),
+    yield from linear_samples(device)
+
+
+def linear_samples(device: torch.device) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Two calls of each width: 40 inputs in groups of 32, 7 outputs."""
+    knee, rows = knee_rows(device=device), knee_rows(7, device=device)
+    x, q, bias = (
+        normals(2, 5, 40, device=device),
+        integers(2, 5, 40, device=device),
+        normals(7, device=device),
     )
+    weights = int8_weights(40, 7, device)
+    eight = (weights.codes, weights.scale)
+    weights = int4_weights(40, 7, 32, device)
+    four, total = (weights.codes, weights.scale), weights.total
+    integer_total = eight[0].sum(dim=1, dtype=torch.int32)
+    row_scale = torch.ones(10, device=device)
+    yield "linear_w8a8", (q, knee, True, None, *eight, integer_total, bias, knee, FLOAT)
+    yield "linear_w8a8", (q, None, False, row_scale, *eight, integer_total, None, None, torch.float16)
+    yield "linear_w4a8", (q, knee, True, None, *four, total, 32, bias, rows, FLOAT)
+    yield "linear_w4a8", (q[:0], None, False, row_scale[:0], *four, total, 32, None, None, torch.bfloat16)
+    yield "linear_w8a16", (x, *eight, bias, rows, FLOAT)
+    yield "linear_w8a16", (x.half(), *eight, None, None, torch.float16)
+    yield "linear_w4a16", (x, *four, 32, None, knee, FLOAT)
+    yield "linear_w4a16", (x.bfloat16(), *four, 32, bias, None, FLOAT)
 
 
 def ssd_samples(device: torch.device) -> Iterator[tuple[str, tuple[Any, ...]]]:
