@@ -12,44 +12,16 @@ import sys
 from collections.abc import Callable, Iterator
 
 import torch
+from exercise_inputs import FLOATS, Case, Inputs
+from exercise_linear import linear
 from torch import Tensor
 
 from dualscale_mamba import ops
-from dualscale_mamba.formats import knee_code, table_code
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 # Of a Hadamard transform: order of the base, and what doubles it.
 ORDERS = ((1, 1), (1, 2), (12, 1), (12, 16), (20, 32), (28, 8), (40, 4), (12, 128), (1, 16384))
 # Which argument an operator changes in place.
 STATE = {"conv update": 2, "state update": 0, "ssd update": 0}
-Case = tuple[str, Callable[..., object], tuple[object, ...]]
-
-
-class Inputs:
-    """Random inputs of one device, the same in every run."""
-
-    def __init__(self, device: str) -> None:
-        self.device = torch.device(device)
-        self.generator = torch.Generator().manual_seed(0)
-
-    def floats(self, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
-        return (torch.randn(*shape, generator=self.generator) * scale).to(dtype).to(self.device)
-
-    def codes(self, *shape: int) -> Tensor:
-        return torch.randint(-128, 128, shape, generator=self.generator, dtype=torch.int8).to(self.device)
-
-    def knee(self, rows: int = 1, *, ratio: float = 6.0, knee: float = 31.0, scale: float = 0.01) -> Tensor:
-        scales = scale * (1 + torch.rand(rows, generator=self.generator, dtype=torch.float64))
-        full = torch.ones_like(scales)
-        return knee_code(scales, -100.0 * full, knee * full, ratio * full).rows.to(self.device)
-
-    def table(self, rows: int = 1) -> Tensor:
-        levels = torch.randn(rows, 255, generator=self.generator, dtype=torch.float64)
-        zero = torch.zeros(rows, 1, dtype=torch.float64)
-        return table_code(torch.cat([levels, zero], dim=1).sort(dim=1).values).rows.to(self.device)
-
-    def any_code(self, channels: int) -> Iterator[Tensor]:
-        yield from (self.knee(), self.knee(channels), self.table(), self.table(channels))
 
 
 def elementwise(make: Inputs) -> Iterator[Case]:
@@ -211,25 +183,6 @@ def rows(make: Inputs) -> Iterator[Case]:
         for code, per_token in row_ends(make, order * segment):
             x = make.floats(3, order * segment, dtype=torch.bfloat16)
             yield f"hadamard {order}", ops.hadamard_quant, (x, base, code, per_token, torch.float32)
-
-
-def linear(make: Inputs) -> Iterator[Case]:
-    sizes = ((1, 64, 24), (3, 48, 7), (9, 33, 5), (17, 64, 32), (40, 72, 40), (33, 30, 9), (20, 128, 16))
-    for count, depth, columns in sizes:
-        weight = make.codes(columns, depth)
-        scale, bias = make.floats(columns).abs() * 0.01, make.floats(columns)
-        total = weight.int().sum(dim=1, dtype=torch.int32)
-        for x_code, knee in (
-            (make.knee(), True),
-            (make.knee(knee=-40.0), True),
-            (make.knee(ratio=1.0), False),
-            (None, False),
-        ):
-            row_scale = make.floats(count).abs() * 0.01 if x_code is None else None
-            for code in (None, make.knee(scale=0.3), make.knee(columns, scale=0.3)):
-                x = make.codes(count, depth + 16)[:, :depth]
-                arguments = (x, x_code, knee, row_scale, weight, scale, total, bias, code, torch.float32)
-                yield f"linear {count}x{depth}x{columns}", ops.linear_w8a8, arguments
 
 
 LIMITS = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
