@@ -9,6 +9,7 @@ divergence is quadratic in the error and the errors of different layers are near
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -79,7 +80,10 @@ def allocate(options: Sequence[Option], budget: float, key: str = "task.budget")
     units = list(dict.fromkeys(option.unit for option in options))
     smallest = sum(min(o.cost for o in options if o.unit == unit) for unit in units)
     if smallest > budget * (1 + SAME):
-        allowed = f"at least {smallest:.4g}, the cheapest choice of all"
+        shown = f"{math.ceil(smallest * 1000) / 1000:.3f}".rstrip("0").rstrip(
+            "."
+        )  # upwards: typing it shall do
+        allowed = f"at least {shown}, the cheapest choice of all"
         raise ConfigError(key, f"{budget:g}", allowed, "Add narrower widths to task.widths.")
     kl = np.array([option.kl for option in options])
     cost = np.array([option.cost for option in options])

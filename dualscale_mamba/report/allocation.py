@@ -134,7 +134,7 @@ def write_allocation_figure(folder: Path, result: Mapping[str, Any]) -> Path:
     blocks = max(len(units) for units in panels)
     figure = _figure(
         min(max(0.42 * blocks + 3.5, 8.0), 22.0), 0.38 * sum(heights) + 1.2,
-        f"{result['name']}: divergence of each layer alone (framed: chosen, {allocation['bits']:.2f} bits a weight)",
+        f"{result['name']}: divergence of each layer alone\nframed: chosen, {allocation['bits']:.2f} bits a weight",
     )  # fmt: skip
     axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
     for one, units in zip(axes, panels, strict=True):
@@ -168,7 +168,8 @@ def _draw(
     labels = list(units) if outside else [str(place_of(unit)[1]) for unit in units]
     axes.set_xticks([column + 0.5 for column in range(len(units))], labels)
     axes.tick_params(length=0)
-    _clean(axes, "embedding and head" if outside else f"{place_of(units[0])[0]} of each block")
+    kind = place_of(units[0])[0]
+    _clean(axes, "embedding and head" if outside else "blocks" if kind == BLOCK else f"{kind} of each block")
     axes.spines[["left", "bottom"]].set_visible(False)
 
 

@@ -79,6 +79,10 @@ def test_a_budget_below_the_cheapest_choice_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"task\.budget\.bits=8: allowed is at least 8\.5, the cheapest"):
         allocate(options, 8.0, "task.budget.bits")
     assert allocate(options, 8.5).cost == 8.5
+    odd = options_of([[(1.0, 8.0), (2.0, 100001.00012)]] * 2)[1::2]
+    with pytest.raises(ConfigError, match=r"at least 200002\.001, the cheapest"):
+        allocate(odd, 1.0)
+    assert len(allocate(odd, 200002.001).options) == 2
 
 
 def test_nothing_to_lose_costs_least() -> None:
