@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dualscale_mamba.quantization.manifest import Manifest
@@ -53,7 +54,8 @@ def _revision(origin: Mapping[str, Any]) -> str:
 
 def _header(manifest: Manifest) -> str:
     source = str(manifest["provenance"]["source"])
-    base = [f"base_model: {source}"] if _HUB_ID.fullmatch(source) else []
+    is_published = _HUB_ID.fullmatch(source) and not Path(source).is_dir()
+    base = [f"base_model: {source}"] if is_published else []
     lines = ["library_name: dualscale_mamba", *base, "tags:", "- mamba", "- quantized"]
     return "---\n" + "\n".join(lines) + "\n---\n"
 
