@@ -15,8 +15,9 @@ from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.quantization.clusters import Arrangement
 from dualscale_mamba.quantization.recipe import Recipe
 from dualscale_mamba.quantization.storage import digest, read_checked, stored, write_checked
-from dualscale_mamba.quantization.weights import PACKED_TOGETHER, Grid, QuantizedWeight, quantize_weight
+from dualscale_mamba.quantization.weights import PACKED_TOGETHER, Grid, QuantizedWeight
 from dualscale_mamba.rounding.hessians import quantize_sequentially
+from dualscale_mamba.rounding.nearest import Nearest
 from dualscale_mamba.sites import EMBEDDING, HEAD
 
 ROUNDED_VERSION = 1
@@ -124,7 +125,8 @@ def quantize_weights(
     if recipe.weights.bits is not None:
         for block in model.blocks():
             # Its few weights stay decoded in fp32, on the int8 grid: the kernel multiplies them in fp32.
-            block.mixer.conv1d.weight.data = quantize_weight(block.mixer.conv1d.weight).decoded()
+            conv = block.mixer.conv1d
+            conv.weight.data = Nearest()(conv.weight, Grid(8)).decoded()
 
     def compute() -> RoundedWeights:
         label = "gptq" if recipe.rounding.needs_inputs else "round"

@@ -153,9 +153,3 @@ def pack_int4(codes: Tensor) -> Tensor:
         )  # fmt: skip
     low, high = (codes.reshape(rows, -1, 2, 4) & 0xF).to(torch.uint8).unbind(2)
     return (low | (high << 4)).reshape(rows, inputs // 2)
-
-
-def quantize_weight(weight: Tensor) -> QuantizedWeight:
-    """Round to nearest with the row's largest magnitude at 127: weight (N, K) float -> int8 and fp32 scales."""
-    scale = weight.detach().float().abs().amax(1, keepdim=True).clamp_min(1e-12) / LEVELS[8][1]
-    return on_grid(weight, scale, Grid(8))

@@ -10,7 +10,7 @@ from torch import Tensor
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.quantization.weights import Grid, QuantizedWeight
 from dualscale_mamba.rounding.base import ScaleRule
-from dualscale_mamba.rounding.nearest import Nearest
+from dualscale_mamba.rounding.mse import MseClip
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024)
 LARGEST_DAMPING = 10.0
@@ -36,7 +36,7 @@ class Gptq:
     damping: float = 0.01
     act_order: bool = False
     block_size: int = 128
-    scale: ScaleRule = field(default_factory=Nearest)
+    scale: ScaleRule = field(default_factory=MseClip)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.damping <= LARGEST_DAMPING:

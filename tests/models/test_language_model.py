@@ -16,7 +16,7 @@ from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.pretrained import load_pretrained
 from dualscale_mamba.observers.histogram import Histogram
 from dualscale_mamba.quantization.site import SILU_FLOOR
-from dualscale_mamba.quantization.weights import Grid, quantize_weight
+from dualscale_mamba.quantization.weights import Grid
 from dualscale_mamba.rounding.nearest import Nearest
 from dualscale_mamba.sites import SITES
 
@@ -119,7 +119,7 @@ def test_int8_weights_and_activations_do_not_depend_on_the_cut(family: str) -> N
     model = turn_on(embedded(family), *SITES[family])
     for block in model.blocks():
         for linear, _ in block.mixer.projections():
-            linear.set_quantized(quantize_weight(linear.weight))
+            linear.set_quantized(Nearest()(linear.weight, Grid(8)))
     whole, cache = model(IDS), model.allocate_cache(2)
     parts = [model(IDS[:, :2], cache), model(IDS[:, 2:9], cache)]
     parts += [model.step(IDS[:, t], cache)[:, None] for t in range(9, IDS.shape[1])]

@@ -21,7 +21,7 @@ ROUNDINGS: list[Rounding] = [
     MseClip(),
     Gptq(),
     Gptq(act_order=True),
-    Gptq(block_size=32, scale=MseClip()),
+    Gptq(block_size=32, scale=Nearest()),
 ]
 
 
@@ -109,7 +109,7 @@ def test_gptq_errs_less_in_the_output(grid: Grid, act_order: bool, inputs: int) 
 def test_inputs_that_know_nothing_of_each_other_leave_nearest(grid: Grid, act_order: bool) -> None:
     weight, _ = layer(6, 200)
     hessian = torch.diag(torch.rand(200, generator=torch.Generator().manual_seed(3)) + 0.1)
-    made, nearest = Gptq(act_order=act_order)(weight, grid, hessian), Nearest()(weight, grid)
+    made, nearest = Gptq(act_order=act_order, scale=Nearest())(weight, grid, hessian), Nearest()(weight, grid)
     assert torch.equal(made.codes, nearest.codes)
     assert torch.equal(made.scale, nearest.scale)
 
@@ -120,7 +120,10 @@ def test_dead_inputs_are_rounded_to_nearest(act_order: bool) -> None:
     dead = [0, 5, 40]
     hessian[dead] = 0.0
     hessian[:, dead] = 0.0
-    made, nearest = Gptq(act_order=act_order)(weight, Grid(8), hessian), Nearest()(weight, Grid(8))
+    made, nearest = (
+        Gptq(act_order=act_order, scale=Nearest())(weight, Grid(8), hessian),
+        Nearest()(weight, Grid(8)),
+    )
     assert torch.equal(made.codes[:, dead], nearest.codes[:, dead])
 
 
