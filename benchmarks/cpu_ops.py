@@ -4,7 +4,7 @@
 
 Every line is the median of ``--repeats`` calls, both sides timed in turn so that they see the same machine.
 The rival of the scan is its recurrence step by step; that of the SSD scan the chunked matrix form; that of the
-convolution F.conv1d, SiLU and quantize; that of the linear layer an fp32 matmul of the same size.
+convolution F.conv1d, SiLU and quantize; that of a linear layer of any width F.linear in fp32 of the same size.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -165,23 +166,54 @@ def row_cases() -> Iterator[Case]:
 
 
 def linear_cases() -> Iterator[Case]:
-    """int8 linear layer for many rows and for one, with and without the knee."""
-    weight = torch.randint(-127, 128, (2 * CHANNELS, CHANNELS), dtype=torch.int8)
-    scale, total, wide = torch.rand(2 * CHANNELS), weight.sum(dim=1, dtype=torch.int32), weight.float()
-    code = dual(0.03)
+    """Linear layers of every width, for many rows and for one, against F.linear in fp32."""
+    columns, group_size, code = 2 * CHANNELS, 128, dual(0.03)
+    weight = torch.randint(-127, 128, (columns, CHANNELS), dtype=torch.int8)
+    packed = torch.randint(0, 256, (columns, CHANNELS // 2), dtype=torch.uint8)
+    scale, groups = torch.rand(columns), torch.rand(columns, CHANNELS // group_size).half()
+    wide, total, sums = weight.float(), weight.sum(dim=1, dtype=torch.int32), torch.rand(columns)
     for rows in (BATCH * LENGTH, 1):
-        q = torch.randint(-128, 128, (rows, CHANNELS), dtype=torch.int8)
-        x = q.float()
+        x, q = torch.randn(rows, CHANNELS), torch.randint(-128, 128, (rows, CHANNELS), dtype=torch.int8)
+        arms: dict[str, Callable[[], object]] = {}
         for knee in (False, True):
-            arguments = (q, code, knee, None, weight, scale, total, None, None, torch.float32)
-            yield Case(
-                f"linear_w8a8 {rows} row{'s' * (rows > 1)}{', knee' * knee}",
-                lambda a=arguments: ops.linear_w8a8(*a),
-                lambda x=x: x @ wide.T,
+            first = (q, code, knee, None)
+            arms["w8a8" + ", knee" * knee] = partial(ops.linear_w8a8, *first, weight, scale, total)
+            arms["w4a8" + ", knee" * knee] = partial(
+                ops.linear_w4a8, *first, packed, groups, sums, group_size
             )
+        arms["w8a16"] = partial(ops.linear_w8a16, x, weight, scale)
+        arms["w4a16"] = partial(ops.linear_w4a16, x, packed, groups, group_size)
+        for name, kernel in arms.items():
+            title = f"linear_{name}, {rows} row{'s' * (rows > 1)}"
+            yield Case(title, kernel, partial(F.linear, x, wide))
 
 
-GROUPS = {"scan": scan_cases, "ssd": ssd_cases, "conv": conv_cases, "rows": row_cases, "linear": linear_cases}
+def wide_linear_cases() -> Iterator[Case]:
+    """One row and the input projection of a 2.8b model: what decoding a token waits for."""
+    depth, columns, group_size, code = 2560, 10240, 128, dual(0.03)
+    weight = torch.randint(-127, 128, (columns, depth), dtype=torch.int8)
+    packed = torch.randint(0, 256, (columns, depth // 2), dtype=torch.uint8)
+    scale, groups = torch.rand(columns), torch.rand(columns, depth // group_size).half()
+    total, sums, wide = weight.sum(dim=1, dtype=torch.int32), torch.rand(columns), weight.float()
+    x, q = torch.randn(1, depth), torch.randint(-128, 128, (1, depth), dtype=torch.int8)
+    arms: dict[str, Callable[[], object]] = {
+        "w8a8": partial(ops.linear_w8a8, q, code, False, None, weight, scale, total),
+        "w4a8": partial(ops.linear_w4a8, q, code, False, None, packed, groups, sums, group_size),
+        "w8a16": partial(ops.linear_w8a16, x, weight, scale),
+        "w4a16": partial(ops.linear_w4a16, x, packed, groups, group_size),
+    }
+    for name, kernel in arms.items():
+        yield Case(f"linear_{name}, 1 row, {depth} to {columns}", kernel, partial(F.linear, x, wide))
+
+
+GROUPS = {
+    "scan": scan_cases,
+    "ssd": ssd_cases,
+    "conv": conv_cases,
+    "rows": row_cases,
+    "linear": linear_cases,
+    "wide_linear": wide_linear_cases,
+}
 
 
 def once(call: Callable[[], object]) -> float:

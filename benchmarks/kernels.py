@@ -7,8 +7,9 @@ events, so that launch gaps are left out; the calls rotate over input sets that 
 cache, so that inputs come from memory (outputs may stay in the cache where they fit). A sample is one
 replay over its number of calls; the arms of one kernel and shape are replayed in turn. The table shows the
 median, the 10th and the 90th percentile, and the median over that of the first arm. The floor of
-a kernel is the larger of its unavoidable bytes over the copy rate measured in the same run and, for the
-scan, its exponentials over the rate of their unit (16 a clock and multiprocessor).
+a kernel is the largest of its unavoidable bytes over the copy rate measured in the same run, for the scan its
+exponentials over the rate of their unit (16 a clock and multiprocessor), and for linear layers their operations
+over the dense rate of Hopper's tensor cores for the type of the product.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ import torch
 from torch import Tensor
 from workloads import FAMILIES as FIRST_GENERATION
 from workloads import Work
+from workloads_linear import FAMILIES as LINEAR
 from workloads_ssd import FAMILIES as SECOND_GENERATION
 
 EXPONENTIALS_PER_CLOCK = 16
-FAMILIES = FIRST_GENERATION | SECOND_GENERATION
+# Of Hopper's tensor cores, dense: additions and multiplications a clock and multiprocessor.
+OPERATIONS_PER_CLOCK = {"fp16": 4096, "int8": 8192}
+FAMILIES = FIRST_GENERATION | SECOND_GENERATION | LINEAR
 
 
 @dataclass
@@ -43,6 +47,8 @@ class Timing:
     p90_us: float
     bytes: int
     exponentials: int = 0
+    operations: int = 0
+    product: str = "fp16"
     floor_us: float = 0.0
     times_first: float = 1.0  # the median over that of the first arm of the same kernel and shape
 
@@ -104,9 +110,8 @@ def measure(arms: Sequence[Work], replays: int) -> list[Timing]:
     for work, times in zip(arms, found, strict=True):
         deciles, median = statistics.quantiles(times, n=10), statistics.median(times)
         spread = (deciles[0], deciles[-1])
-        timings.append(
-            Timing(work.kernel, work.shape, work.arm, median, *spread, work.bytes, work.exponentials)
-        )
+        work_done = (work.bytes, work.exponentials, work.operations, work.product)
+        timings.append(Timing(work.kernel, work.shape, work.arm, median, *spread, *work_done))
     for timing in timings:
         timing.times_first = timing.median_us / timings[0].median_us
     return timings
@@ -147,21 +152,23 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(FAMILIES), help="families, default: %(default)s")
     parser.add_argument("--out", type=Path, help="write all numbers as JSON")
     parser.add_argument(
-        "--clock-ghz", type=float, default=1.98, help="multiprocessor clock for the scan's floor"
+        "--clock-ghz", type=float, default=1.98, help="multiprocessor clock for floors by operations"
     )
     parser.add_argument("--quick", action="store_true", help="fewer replays")
     options = parser.parse_args()
     torch.manual_seed(0)
     properties = torch.cuda.get_device_properties(0)
     rate = copy_rate()
-    exponentials = EXPONENTIALS_PER_CLOCK * properties.multi_processor_count * options.clock_ghz * 1e3
+    clocks = properties.multi_processor_count * options.clock_ghz * 1e3
     print(f"{properties.name}, torch {torch.__version__}, copy {rate / 1e6:.2f} TB/s\n")
     timings = []
     for name in options.only.split(","):
         works = sorted(FAMILIES[name](), key=lambda work: (work.kernel, work.shape))
         for _, arms in groupby(works, key=lambda work: (work.kernel, work.shape)):
             for timing in measure(list(arms), 10 if options.quick else 30):
-                timing.floor_us = max(timing.bytes / rate, timing.exponentials / exponentials)
+                special = timing.exponentials / (EXPONENTIALS_PER_CLOCK * clocks)
+                products = timing.operations / (OPERATIONS_PER_CLOCK[timing.product] * clocks)
+                timing.floor_us = max(timing.bytes / rate, special, products)
                 timings.append(timing)
     print(markdown(timings))
     if options.out:

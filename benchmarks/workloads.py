@@ -37,6 +37,8 @@ class Work:
     call: Callable[..., object]
     bytes: int
     exponentials: int = 0
+    operations: int = 0  # additions and multiplications of the tensor cores
+    product: str = "fp16"  # their type: fp16 or int8
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
@@ -246,28 +248,9 @@ def norm_work(rows: int, channels: int) -> Iterator[Work]:
         yield Work("hadamard", shape, arm, lambda: (normal(rows, channels),), rotate, 3 * size)
 
 
-def linear_work() -> Iterator[Work]:
-    """W8A8 product of the input projection of a 2.8b model, against fp16."""
-    depth, columns = 2560, 10240
-    site = plain()
-    scale, total = torch.rand(columns, device="cuda"), torch.zeros(columns, dtype=torch.int32, device="cuda")
-    for rows in (1, 16, 64, 2048, 16384):
-        shape, moved = f"{rows}, {depth}, {columns}", columns * depth + rows * (depth + columns)
-        make = lambda r=rows: (codes(r, depth), codes(columns, depth))  # noqa: E731
-        for arm, knee in (("int8", False), ("int8 with knee", True)):
-
-            def call(x: Tensor, weight: Tensor, knee: bool = knee) -> object:
-                return ops.linear_w8a8(x, site, knee, None, weight, scale, total, None, site)
-
-            yield Work("linear", shape, arm, make, call, moved)
-        halves = lambda r=rows: (normal(r, depth), normal(columns, depth))  # noqa: E731
-        yield Work("linear", shape, "PyTorch fp16", halves, F.linear, 2 * moved)
-
-
 FAMILIES: dict[str, Callable[[], Iterator[Work]]] = {
     "conv": conv_work,
     "scan": scan_work,
     "update": update_work,
     "rows": row_work,
-    "linear": linear_work,
 }
