@@ -51,6 +51,11 @@ def problems(plain: Mapping[str, Any]) -> Iterator[ConfigError | CheckpointError
         yield error
         return
     if found is None:
+        if plain[MODEL].get("reference") is not None and not HUB_ID.fullmatch(str(plain[MODEL]["source"])):
+            yield ConfigError(
+                "model.reference", plain[MODEL]["reference"], "null: the model is its own reference unless it is a"
+                " quantized checkpoint",
+            )  # fmt: skip
         yield from _unsavable(plain)
         return
     yield from contradictions(plain, found)

@@ -90,13 +90,11 @@ def _composed(place: str, found: Manifest | None) -> dict[str, Any]:
         "dtype": "auto",
         "residual_dtype": "float32",
         "state_dtype": "float32",
+        "reference": None,  # the unquantized model, where it lies elsewhere than a checkpoint says
     }
     if found is None:
         return {MODEL: node}
     node |= {name: found[name] for name in TYPES}
-    node["reference"] = (
-        None  # the unquantized model, where its place is not the one that the checkpoint names
-    )
     settings = found["settings"]
     plain = {name: settings[name] for name in settings if name not in GROUPS}
     served = [{f"override /{name}": place} for name in GROUPS if name in settings]

@@ -194,8 +194,10 @@ class TestComposed:
             *("mine", "mamba2"),
             "mine_w8a8_dual",
         )
-        (told,) = problems(self.composed("model=no/such/folder"))
-        assert "model.source=no/such/folder: allowed is a folder that exists" in told
+        (told,) = problems(self.composed(f"model={folder}", "model.reference=random:tiny"))
+        assert "model.reference=random:tiny: allowed is null" in told
+        (told,) = problems(self.composed("model=no/such/folder/"))
+        assert "model.source=no/such/folder/: allowed is a folder that exists" in told
 
     @pytest.mark.parametrize(
         ("overrides", "told"),
