@@ -21,12 +21,12 @@ def card(manifest: Manifest, result: Mapping[str, Any]) -> str:
         result: Content of the ``result.json`` of the run that made it.
     """
     name, origin = manifest.folder.name, manifest["provenance"]
-    choices = manifest["choices"]
+    choices, source = manifest["choices"], _source(str(origin["source"]))
     parts = [
         _header(manifest),
         f"# {name}\n",
         f"A {_family(manifest)} language model, quantized by dualscale_mamba {manifest['package_version']} from"
-        f" `{origin['source']}`{_revision(origin)}: precision `{choices.get('precision')}`, scale mode"
+        f" `{source}`{_revision(origin)}: precision `{choices.get('precision')}`, scale mode"
         f" `{choices.get('scale_mode')}`, rounding `{choices.get('rounding')}`. Nothing else reads this format.\n",
         "## Use\n",
         "FOLDER is where this lies. No calibration takes place; the logits are those of the run that saved it.\n",
@@ -38,10 +38,16 @@ def card(manifest: Manifest, result: Mapping[str, Any]) -> str:
         "## Measured\n",
         _measured(result, str(origin["date"])),
         "## Licence\n",
-        f"These are the weights of `{origin['source']}`, rounded: the licence of that model holds for them. This card"
+        f"These are the weights of `{source}`, rounded: the licence of that model holds for them. This card"
         " names none; add `license:` to its header before you publish it.\n",
     ]
     return "\n".join(parts)
+
+
+def _source(source: str) -> str:
+    """What the source is called: a folder by its name, for where it lies is nobody's concern."""
+    is_folder = Path(source).expanduser().is_dir()
+    return Path(source).name if is_folder else source
 
 
 def _family(manifest: Manifest) -> str:
@@ -54,7 +60,7 @@ def _revision(origin: Mapping[str, Any]) -> str:
 
 def _header(manifest: Manifest) -> str:
     source = str(manifest["provenance"]["source"])
-    is_published = _HUB_ID.fullmatch(source) and not Path(source).is_dir()
+    is_published = _HUB_ID.fullmatch(source) and _source(source) == source
     base = [f"base_model: {source}"] if is_published else []
     lines = ["library_name: dualscale_mamba", *base, "tags:", "- mamba", "- quantized"]
     return "---\n" + "\n".join(lines) + "\n---\n"

@@ -77,6 +77,9 @@ def test_both_layouts_save(tmp_path: Path, family: str, layout: str) -> None:
         name: value for name, value in before.items() if name != "time_step_limit"
     }
     assert (tmp_path / "saved" / TOKENIZER).read_bytes() == (source / TOKENIZER).read_bytes()
+    card = (tmp_path / "saved" / CARD).read_text()
+    assert "from `source`" in card
+    assert str(tmp_path) not in card
     assert manifest["provenance"]["weights"] == loaded.weights_hash == again.weights_hash
 
 

@@ -40,7 +40,7 @@ def test_labels_places_and_trackers_do_not_matter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "override",
     ["observer.percentile=99.5", "scale_mode=single", "seed=1", "calibration.samples=7", "model=mamba2_tiny",
-     "evaluation=[perplexity]", "profiling=[memory]", "ops=reference", "quantize.sites=[B]", "device=cpu"],
+     "evaluation=[perplexity]", "profiling=[memory]", "ops=reference", "quantize.sites=[B]", "device=cpu", "save=out"],
 )  # fmt: skip
 def test_what_decides_a_result_matters(override: str) -> None:
     assert job_id(composed(override)) != job_id(composed())
