@@ -39,9 +39,9 @@ class Case:
     types: Mapping[str, torch.dtype] = field(default_factory=dict)
 
 
-def quantized(source: str, case: Case) -> tuple[Pretrained, QuantizationReport]:
+def quantized(source: str, case: Case, device: str = "cpu") -> tuple[Pretrained, QuantizationReport]:
     """A model converted in place, from a few tokens."""
-    loaded = load_pretrained(source, **case.types)
+    loaded = load_pretrained(source, device=device, **case.types)
     model = loaded.model
     assert isinstance(model, MambaLM)
     recipe = Recipe(family=model.config.family, **case.recipe)
@@ -53,8 +53,8 @@ def quantized(source: str, case: Case) -> tuple[Pretrained, QuantizationReport]:
 
 
 def tokens(loaded: Pretrained) -> Tensor:
-    """Ids (1, LENGTH) of a text."""
-    return torch.tensor(loaded.tokenizer.encode(TEXT)[:LENGTH])[None]
+    """Ids (1, LENGTH) of a text, where the model lies."""
+    return torch.tensor(loaded.tokenizer.encode(TEXT)[:LENGTH], device=loaded.model.device)[None]
 
 
 def save(target: Path, loaded: Pretrained, report: QuantizationReport, **result: Any) -> Manifest:
@@ -75,13 +75,16 @@ def save(target: Path, loaded: Pretrained, report: QuantizationReport, **result:
 
 @torch.inference_mode()
 def logits(loaded: Pretrained) -> Tensor:
-    """What a model says to the text: all positions at once, then one token after a prefill."""
+    """What a model says to the text: all positions at once, then one token after a prefill.
+
+    On a CPU by the operators that need no building, on a GPU by its kernels.
+    """
     model, ids = loaded.model, tokens(loaded)
-    with ops.implementation("reference"):
+    with ops.implementation("reference" if ids.device.type == "cpu" else "compiled"):
         whole = model(ids)[0]
         cache = model.allocate_cache(1)
         model(ids[:, :-1], cache)
-        return torch.cat([whole, model.step(ids[:, -1], cache)]).float()
+        return torch.cat([whole, model.step(ids[:, -1], cache)]).float().cpu()
 
 
 def change_tensors(folder: Path, **changes: Tensor | None) -> None:

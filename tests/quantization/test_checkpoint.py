@@ -23,6 +23,7 @@ from dualscale_mamba.models.pretrained import load_pretrained
 from dualscale_mamba.quantization.manifest import FILES, WEIGHTS, manifest_at
 from dualscale_mamba.quantization.recipe import WeightRecipe
 from dualscale_mamba.sites import GROUPED
+from dualscale_mamba.tasks.checkpoints import saved_report
 
 HALF = {"dtype": torch.bfloat16, "residual_dtype": torch.bfloat16}
 INT4 = {"weights": WeightRecipe(4, 64), "layers": {"*.dt_proj": "w8a8"}}
@@ -65,9 +66,18 @@ from safetensors.torch import save_file
 sys.path.insert(0, sys.argv[1])
 from saved_models import logits
 from dualscale_mamba.models.pretrained import load_pretrained
-for folder in sys.argv[2:]:
-    save_file({"logits": logits(load_pretrained(folder))}, f"{folder}.logits")
+for folder in sys.argv[3:]:
+    save_file({"logits": logits(load_pretrained(folder, device=sys.argv[2]))}, f"{folder}.logits")
 """
+
+
+def read_elsewhere(device: str, *folders: Path) -> list[Tensor]:
+    """The logits of checkpoints in a new process."""
+    here = str(Path(saved_models.__file__).parent)
+    line = [sys.executable, "-c", PROGRAM, here, device, *map(str, folders)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [load_file(f"{folder}.logits")["logits"] for folder in folders]
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +91,8 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> Reloaded:
             loaded, report = quantized(f"embedded:{family}-tiny", CASES[family][name])
             save(folder, loaded, report)
             made[family, name] = folder, logits(loaded)
-    folders = [str(folder) for folder, _ in made.values()]
-    here = str(Path(saved_models.__file__).parent)
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, here, *folders], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return {
-        key: (folder, before, load_file(f"{folder}.logits")["logits"])
-        for key, (folder, before) in made.items()
-    }
+    there = read_elsewhere("cpu", *(folder for folder, _ in made.values()))
+    return {key: (*found, after) for (key, found), after in zip(made.items(), there, strict=True)}
 
 
 @pytest.mark.parametrize(("family", "name"), NAMES)
@@ -164,11 +166,23 @@ def test_a_checkpoint_moves_between_devices(reloaded: Reloaded, tmp_path: Path, 
     """What a CPU has saved runs on a GPU, and what a GPU saves again is the same, byte for byte."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
-    from dualscale_mamba.tasks.checkpoints import saved_report
-
     folder = reloaded["mamba1", name][0]
     loaded = load_pretrained(str(folder), device="cuda")
     assert loaded.model(saved_models.tokens(loaded).cuda()).isfinite().all()
     assert loaded.manifest is not None
     save(tmp_path / "again", loaded, saved_report(loaded.model, loaded.manifest))
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("family", "name"), [(f, n) for f, n in NAMES if n in ("w8a8", "w4a8", "w4a16", "mixed")]
+)
+def test_a_gpu_says_the_same_again(tmp_path: Path, family: str, name: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine")
+    case = Case(CASES[family][name].recipe, {"dtype": torch.float16})
+    loaded, report = quantized(f"embedded:{family}-tiny", case, "cuda")
+    save(tmp_path / "saved", loaded, report)
+    assert torch.equal(read_elsewhere("cuda", tmp_path / "saved")[0], logits(loaded))
+    assert load_pretrained(str(tmp_path / "saved")).model.dtype == torch.float16
