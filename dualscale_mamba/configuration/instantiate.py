@@ -97,7 +97,7 @@ def recipe(config: DictConfig) -> Recipe:
     return Recipe(
         family=config.model.family,
         weights=WeightRecipe(**{str(key): value for key, value in precision.weights.items()}),
-        layers={str(pattern): str(width) for pattern, width in (precision.layers or {}).items()},
+        layers={str(pattern): str(width) for pattern, width in (precision.get("layers") or {}).items()},
         rounding=make(config, "rounding"),
         activation_bits=precision.activations.bits,
         sites=carriers if sites is None else None if sites == ALL_SITES else tuple(sites),
@@ -109,7 +109,7 @@ def recipe(config: DictConfig) -> Recipe:
         overrides={str(site): Percentile(percentile=float(value)) for site, value in overrides.items()},
         linear_input_scale=precision.linear_input_scale,
         rotate=precision.rotate,
-        rotate_residual=precision.rotate_residual,
+        rotate_residual=precision.get("rotate_residual", False),
         x_proj_reads=precision.x_proj_reads,
     )
 

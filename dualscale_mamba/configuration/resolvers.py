@@ -28,9 +28,18 @@ def chosen_options(choices: Mapping[Any, Any]) -> dict[str, Any]:
 
     Args:
         choices: ``hydra.runtime.choices``.
+
+    Returns:
+        A name by group, a list of names where several files were chosen, or None.
     """
     ours = {str(group): option for group, option in choices.items() if not str(group).startswith("hydra")}
-    return {g: option_name(g, option) if isinstance(option, str) else option for g, option in ours.items()}
+    return {group: _plain(group, option) for group, option in ours.items()}
+
+
+def _plain(group: str, option: Any) -> Any:
+    if isinstance(option, (list, tuple, ListConfig)):
+        return [str(name) for name in option]
+    return option_name(group, option) if isinstance(option, str) else option
 
 
 def choice(group: str, *, _root_: Container) -> str:

@@ -24,14 +24,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "model.dtype": DTYPES,
     "model.residual_dtype": DTYPES[1:],
     "model.state_dtype": DTYPES[1:3],
-    "precision.weights.bits": (None, 8, 4),
-    "precision.weights.embedding": (None, 8, 4),
-    "precision.weights.head": (None, 8, 4),
-    "precision.activations.bits": (None, 8),
-    "precision.linear_input_scale": ("static", "per_token"),
     "precision.rotate": (True, False),
     "precision.rotate_residual": (True, False),
-    "precision.x_proj_reads": ("codes", "conv_output"),
     "tracker.mode": ("offline", "online", "disabled"),
 }
 # Nodes that no constructor reads, so that nothing else would notice a key too many.
@@ -172,32 +166,18 @@ def _numbers(plain: dict[str, Any]) -> Iterator[ConfigError]:
 
 
 def _sites(plain: dict[str, Any]) -> Iterator[ConfigError]:
-    """Names of sites are those of the model's family."""
-    family = plain["model"]["family"]
-    known = SITES.get(family, {})
-    activations, chosen = plain["precision"]["activations"], plain["quantize"]["sites"]
+    """Lists where lists are meant; the names in them are the recipe's to check."""
+    chosen, sites = plain["quantize"]["sites"], plain["precision"]["activations"]["sites"]
     if not (chosen is None or isinstance(chosen, list)):
         yield ConfigError("quantize.sites", chosen, "a list, as in quantize.sites=[x,B,C], or null")
-        return
-    sites = activations["sites"]
     if not (sites is None or sites == ALL_SITES or isinstance(sites, list)):
         yield ConfigError(
             "precision.activations.sites", sites, "all, a list, or null for quantize.sites alone"
         )
-        return
-    named = {
-        "quantize.sites": chosen,
-        "precision.activations.sites": None if sites == ALL_SITES else sites,
-        "precision.activations.overrides": activations["overrides"],
-    }
-    for key, names in named.items():
-        for site in names or ():
-            if site not in known and family in SITES:
-                yield ConfigError(key, site, f"one of {', '.join(known)} in a {family} model")
 
 
 def _layers(plain: dict[str, Any]) -> Iterator[ConfigError]:
-    layers = plain["precision"]["layers"]
+    layers = plain["precision"].get("layers")
     if not (layers is None or isinstance(layers, dict)):
         allowed = "a map of patterns of layers to widths"
         yield ConfigError(
@@ -236,8 +216,8 @@ def _model(plain: dict[str, Any]) -> Iterator[ConfigError]:
 
 
 def _quantizes(precision: dict[str, Any]) -> bool:
-    weights = (precision["weights"][part] for part in ("bits", "embedding", "head"))
-    return bool(precision["activations"]["bits"] or precision["layers"] or any(weights))
+    weights = (precision["weights"].get(part) for part in ("bits", "embedding", "head"))
+    return bool(precision["activations"]["bits"] or precision.get("layers") or any(weights))
 
 
 def _data(plain: dict[str, Any]) -> Iterator[ConfigError]:

@@ -6,10 +6,9 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
@@ -102,7 +101,6 @@ class Multirun:
 
 def entry_of(config: DictConfig, overrides: Sequence[str], number: int) -> Entry:
     """The job that a composed and validated configuration stands for."""
-    choices: Mapping[str, Any] = config.hydra.runtime.choices
     return Entry(
         id=job_id(config),
         number=number,
@@ -110,12 +108,8 @@ def entry_of(config: DictConfig, overrides: Sequence[str], number: int) -> Entry
         arm=config.arm,
         group=config.group,
         overrides=tuple(overrides),
-        choices={group: _plain(option) for group, option in chosen_options(choices).items()},
+        choices=chosen_options(config.hydra.runtime.choices),
     )
-
-
-def _plain(choice: Any) -> Any:
-    return choice if choice is None or isinstance(choice, str) else list(choice)
 
 
 def line_of(name: str, on_error: str, entries: Sequence[Entry]) -> Line:

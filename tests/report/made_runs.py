@@ -61,7 +61,7 @@ def made_run(
     number: int = 0,
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
-    choices: Mapping[str, str] | None = None,
+    choices: Mapping[str, Any] | None = None,
     items: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     metrics: Mapping[str, float] | None = None,
     facts: Mapping[str, Any] | None = None,

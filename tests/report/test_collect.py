@@ -10,6 +10,7 @@ from made_runs import made_run, windows
 
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.report.collect import collect, line_of
+from dualscale_mamba.report.spreadsheet import spreadsheet
 from dualscale_mamba.study.folder import Entry, Line, StudyFolder, locked
 
 KL = [0.1, 0.2, 0.3]
@@ -97,3 +98,16 @@ def test_metrics_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     (folder / "result.json").write_text(json.dumps(result))
     (job,) = collect(tmp_path)
     assert sorted(job.metrics) == ["good", "nan"]
+
+
+def test_choices_of_several_files_are_told_as_they_are_typed(tmp_path: Path) -> None:
+    for number, chosen in enumerate((["perplexity"], ["perplexity", "divergence"])):
+        typed = [f"evaluation=[{','.join(chosen)}]"]
+        made_run(tmp_path / str(number), number=number, choices={"evaluation": chosen}, overrides=typed)
+    jobs = collect(tmp_path)
+    assert [job.settings["evaluation"] for job in jobs] == [["perplexity"], ["perplexity", "divergence"]]
+    assert [job.label for job in jobs] == [
+        "single evaluation perplexity",
+        "single evaluation perplexity,divergence",
+    ]
+    assert "perplexity,divergence" in spreadsheet(jobs)
