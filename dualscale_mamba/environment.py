@@ -27,7 +27,17 @@ PACKAGES = (
     "tokenizers",
     "mamba-ssm",
 )
-NUMERICS = ("data", "evaluation", "formats", "models", "observers", "ops", "profiling", "quantization")
+NUMERICS = (
+    "data",
+    "evaluation",
+    "formats",
+    "models",
+    "observers",
+    "ops",
+    "profiling",
+    "quantization",
+    "rounding",
+)
 
 
 def describe(device: str) -> dict[str, Any]:
