@@ -18,32 +18,34 @@ namespace dualscale::cpu {
 constexpr int64_t kBlockCodes = 128;
 constexpr int64_t kBlockBytes = kBlockCodes / 2;
 
-// The sizes of packed weights (N, depth / 2) with scales (N, groups).
+// The sizes of packed weights (N, depth / 2) with scales (N, groups). Divisions by the group size are shifts.
 struct Int4Shape {
   int64_t depth, group_size;
+  int shift = 0;
+  Ints lanes{};  // which scale each lane of a block takes, counted from the block's first: it holds 8
+                 // neighbours
+
+  Int4Shape(int64_t inputs, int64_t size) : depth(inputs), group_size(size) {
+    while ((int64_t{1} << shift) < size) {
+      ++shift;
+    }
+    for (int64_t lane = 0; lane < kWide; ++lane) {
+      lanes[lane] = static_cast<int32_t>((8 * lane) >> shift);
+    }
+  }
 
   int64_t bytes() const { return depth / 2; }
   int64_t blocks() const { return (depth + kBlockCodes - 1) / kBlockCodes; }
   int64_t padded() const { return blocks() * kBlockCodes; }
-  int64_t groups() const { return (depth + group_size - 1) / group_size; }
-  // Scales of one row as the kernels read them: whole blocks, and room for a
+  int64_t groups() const { return (depth + group_size - 1) >> shift; }
+  // Scales of one row as the kernels read them: of whole blocks, zeros behind the last, and room for a
   // register.
-  int64_t scale_stride() const { return std::max(groups(), padded() / group_size) + kWide; }
+  int64_t scale_stride() const { return std::max(groups(), padded() >> shift) + kWide; }
 };
 
-// Which scale each lane of a block takes, counted from the block's first: a
-// lane holds eight neighbours.
-inline Ints scale_lanes(int64_t group_size) {
-  Ints lanes;
-  for (int64_t lane = 0; lane < kWide; ++lane) {
-    lanes[lane] = static_cast<int32_t>(8 * lane / group_size);
-  }
-  return lanes;
-}
-
 // The scales of the 128 codes of a block.
-DUALSCALE_INLINE Floats block_scale(const float* scales, int64_t block, int64_t group_size, Ints lanes) {
-  return look_up(lanes, load<Floats>(scales + block * kBlockCodes / group_size));
+DUALSCALE_INLINE Floats block_scale(const float* scales, int64_t block, int shift, Ints lanes) {
+  return look_up(lanes, load<Floats>(scales + ((block * kBlockCodes) >> shift)));
 }
 
 // Codes as signed bytes.

@@ -82,6 +82,11 @@ DUALSCALE_INLINE Floats look_up(Ints index, Floats table) {
 #endif
 }
 
+// Rows of weights that are fetched ahead of their use. A row is too short for the machine to see that the
+// next one follows: without this a single row of activations takes 1.3 to 2 times as long.
+constexpr int64_t kAhead = 8;
+DUALSCALE_INLINE void prefetch(const void* at) { __builtin_prefetch(at); }
+
 // Sixteen codes as fp32.
 DUALSCALE_INLINE Floats widen(Codes16 codes) {
 #if defined(__AVX512F__)

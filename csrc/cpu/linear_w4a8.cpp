@@ -28,7 +28,8 @@ __attribute__((noinline)) void multiply(const uint8_t* const* rows, const Tile& 
                                         float (*sums)[kTile]) {
   const uint8_t* const row[kTile] = {rows[0], rows[1 % kCount], rows[2 % kCount], rows[3 % kCount]};
   const Tile own = tile;
-  const Ints lanes = scale_lanes(shape.group_size);
+  const Ints lanes = shape.lanes;
+  const int shift = shape.shift;
   const int64_t bytes = shape.bytes(), blocks = shape.blocks();
   Floats total[kCount][kTile] = {};
   for (int64_t block = 0; block < blocks; ++block) {
@@ -39,13 +40,14 @@ __attribute__((noinline)) void multiply(const uint8_t* const* rows, const Tile& 
     for (int64_t c = 0; c < kTile; ++c) {
       if (kPacked) {
         const Bytes packed = load_block(own.weight[c], block * kBlockBytes, bytes);
+        prefetch(own.weight[c] + block * kBlockBytes + kAhead * bytes);
         low[c] = signed_nibbles(packed & 15);
         high[c] = signed_nibbles(packed >> 4);
       } else {
         low[c] = load<Bytes>(own.weight[c] + at);
         high[c] = load<Bytes>(own.weight[c] + at + kBlockBytes);
       }
-      scale[c] = block_scale(own.scale[c], block, shape.group_size, lanes);
+      scale[c] = block_scale(own.scale[c], block, shift, lanes);
     }
 #pragma GCC unroll 4
     for (int64_t r = 0; r < kCount; ++r) {
@@ -166,7 +168,7 @@ Tensor linear_w4a8(const Tensor& x, const OptionalTensor& x_code, bool knee, con
   const int64_t size = checked_linear_w4a8(x, x_code, knee, row_scale, weight, weight_scale, weight_sum,
                                            group_size, bias, code, dtype);
   const int64_t rows = x.numel() / size, columns = weight.size(0);
-  const Int4Shape shape{size, group_size};
+  const Int4Shape shape(size, group_size);
   const InputCode in(x_code, knee);
   const CodeEpilogue<float, float> finish{in, nullptr, pointer(row_scale), pointer(bias),
                                           weight_sum.const_data_ptr<float>()};

@@ -6,6 +6,7 @@
 #include <immintrin.h>
 #endif
 
+#include "cpu/lanes.h"
 #include "cpu/linear_codes.h"
 #include "linear_checks.h"
 
@@ -47,6 +48,9 @@ __attribute__((noinline)) void multiply(const uint8_t* const* rows, const int8_t
 #pragma GCC unroll 4
     for (int64_t c = 0; c < kTile; ++c) {
       weights[c] = _mm512_maskz_loadu_epi8(mask, column[c] + k);
+      if (kCount < kTile) {
+        prefetch(column[c] + k + kAhead * size);
+      }
     }
 #pragma GCC unroll 4
     for (int64_t r = 0; r < kCount; ++r) {

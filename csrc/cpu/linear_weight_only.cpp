@@ -53,6 +53,7 @@ struct Int8Weight {
     template <int64_t kCount>
     DUALSCALE_INLINE void multiply(const float* const* rows, int64_t column, int64_t k,
                                    Floats (*total)[kTile], int64_t i) const {
+      prefetch(weight.codes + (column + kAhead) * weight.depth + k);
       const Floats values = decode(column, k);
 #pragma GCC unroll 4
       for (int64_t r = 0; r < kCount; ++r) {
@@ -85,7 +86,7 @@ struct Int4Weight {
   Int4Weight(const Tensor& weight, const Tensor& weight_scale, int64_t group_size)
       : packed(weight.const_data_ptr<uint8_t>()),
         scale(weight_scale),
-        shape{2 * weight.size(1), group_size} {}
+        shape(2 * weight.size(1), group_size) {}
 
   int64_t padded() const { return shape.padded(); }
   // Nibble i of lane j holds code 8 j + i / 2, and 4 more where i is odd.
@@ -103,7 +104,6 @@ struct Int4Weight {
 
   struct Reader {
     const Int4Weight& weight;
-    const Ints lanes = scale_lanes(weight.shape.group_size);
     Scales scales{weight.scale, weight.shape};
     int64_t first = 0;
 
@@ -116,6 +116,7 @@ struct Int4Weight {
     DUALSCALE_INLINE void multiply(const float* const* rows, int64_t column, int64_t k,
                                    Floats (*total)[kTile], int64_t to) const {
       const Ints packed = codes(column, k);
+      prefetch(weight.packed + (column + kAhead) * weight.shape.bytes() + k / 2);
       Floats part[kCount] = {};
 #pragma GCC unroll 8
       for (int64_t i = 0; i < 8; ++i) {
@@ -151,7 +152,7 @@ struct Int4Weight {
       return look_up(packed >> static_cast<int>(4 * i), values);
     }
     DUALSCALE_INLINE Floats scale_of(int64_t column, int64_t k) const {
-      return block_scale(scales[column - first], k / kBlockCodes, weight.shape.group_size, lanes);
+      return block_scale(scales[column - first], k / kBlockCodes, weight.shape.shift, weight.shape.lanes);
     }
   };
 };
