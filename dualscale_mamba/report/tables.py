@@ -21,13 +21,15 @@ KEY_METRICS = (
     (r"([^/]+)/acc", "acc"),
     (r"([^/]+)/acc_norm", "acc_norm"),
     (r"latency/tpot/(.+)/p50", "TPOT"),
+    (r"allocation/predicted_kl()", "KL predicted"),
+    (r"allocation/bits()", "bits a weight"),
     (r"perplexity/(.+)/nll", "nll"),
     (r"memory/bits_per_value()", "bits"),
     (r"memory/weights()", "weights"),
     (r"latency/ttft/(.+)/p50", "TTFT"),
 )
 # So many kinds of KEY_METRICS fit beside a label on a narrow console.
-KINDS_ON_CONSOLE = 6
+KINDS_ON_CONSOLE = 8
 PIPED_WIDTH = 140
 SITE_COLUMNS = (
     ("format", "format"),
