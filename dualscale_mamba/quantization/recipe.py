@@ -118,14 +118,14 @@ class Recipe:
             raise ConfigError(
                 "precision.x_proj_reads", self.x_proj_reads, "codes: only Mamba-1 has an x_proj"
             )
-        if (
-            self.linear_input_scale == "per_token"
-            and self.family == "mamba1"
-            and not self.rotate
-            and ("out_proj_input" in self.all_sites)
-        ):  # the gate of a Mamba-1 block is fused into the scan, which knows no rows
-            raise ConfigError("precision.rotate", False, "true with precision.linear_input_scale=per_token")
+        if "out_proj_input" in self.all_sites:
+            self._check_rows()
         self._check_modes()
+
+    def _check_rows(self) -> None:
+        # The gate of a Mamba-1 block is fused into the scan, which knows no rows.
+        if self.linear_input_scale == "per_token" and self.family == "mamba1" and not self.rotate:
+            raise ConfigError("precision.rotate", False, "true with precision.linear_input_scale=per_token")
 
     def _check_modes(self) -> None:
         mode = self.scale_mode
@@ -252,7 +252,9 @@ class Recipe:
         """
         check_patterns(self.layers, layers)
         for name in layers:
-            self.width(name)
+            reads_codes = self.width(name).activations is not None
+            if reads_codes and name.endswith(".out_proj"):
+                self._check_rows()
 
     def mode_of(self, site: str) -> ScaleMode:
         """The scale mode that ``site`` carries."""

@@ -45,6 +45,14 @@ def test_a_pattern_of_the_other_family_is_without_effect() -> None:
     recipe.check(["embedding", "layers.0.mixer.in_proj", "layers.0.mixer.out_proj", "lm_head"])
 
 
+def test_scales_of_a_token_need_the_rotation_wherever_a_pattern_asks_for_int8() -> None:
+    more = {"activation_bits": None, "linear_input_scale": "per_token", "rotate": False}
+    names = ["embedding", "layers.0.mixer.in_proj", "layers.0.mixer.out_proj", "lm_head"]
+    Recipe(layers={"*.in_proj": "w8a8"}, sites=(), **more).check(names)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"precision\.rotate=False: allowed is true with"):
+        Recipe(layers={"*_proj": "w8a8"}, sites=(), **more).check(names)  # type: ignore[arg-type]
+
+
 NAMES = st.sampled_from([f"layers.{i}.mixer.{kind}" for i in (0, 1, 10) for kind in INPUT_SITES["mamba1"]])
 PATTERNS = st.sampled_from(
     ["*", "layers.*", "layers.1*", "layers.0.*", "*.in_proj", "*_proj", "layers.1.mixer.[xd]*"]
