@@ -23,6 +23,11 @@ inline Kind kind_of(ScalarType type) {
   }
 }
 
+// Bytes of a value.
+__host__ __device__ inline int width_of(Kind kind) {
+  return kind == Kind::kCodes ? 1 : kind == Kind::kFloat ? 4 : 2;
+}
+
 inline Kind kind_of(const Tensor& tensor) { return kind_of(tensor.scalar_type()); }
 
 // One activation. `code` is null unless it holds codes.

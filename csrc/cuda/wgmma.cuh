@@ -1,0 +1,184 @@
+// Hopper's asynchronous parts, as thin as they come: barriers in shared memory, copies of boxes of a tensor
+// (TMA), and products of int8 matrices by a group of four warps (wgmma). Only in code for sm_90a.
+//
+// A tile of codes lies in shared memory as rows of 128 bytes, in the 128-byte swizzle of the copies: of each
+// eight rows, row r holds its sixteen-byte pieces in the order piece ^ r. Tiles begin at multiples of 1024
+// bytes.
+#pragma once
+
+#include <cuda.h>
+
+#include "mma.cuh"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define DUALSCALE_HOPPER 1
+#endif
+
+namespace dualscale {
+
+constexpr int kLineBytes = 128;      // of a row of a tile: codes of one step
+constexpr int kCodesOfProduct = 32;  // that one product takes of each row
+
+#if defined(DUALSCALE_HOPPER)
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+// Arrives at the same barrier of block `rank` of the cluster. Without the order of a release in the whole
+// cluster, which would wait for memory: what a barrier here hands on was read by products that have ended, or
+// comes by a copy.
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nwait:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra finished;\nbra wait;\nfinished:\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+// A box of the tensor at (column, row) into shared memory; with blocks other than 0 into that of each block
+// of the cluster whose bit is set, where it counts for the same barrier.
+__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap* map, uint32_t barrier, int column,
+                                         int row, uint16_t blocks) {
+  if (blocks == 0) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
+        "%4}], [%2];" ::"r"(to),
+        "l"(map), "r"(barrier), "r"(column), "r"(row)
+        : "memory");
+  } else {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], "
+        "[%1, {%3, %4}], [%2], %5;" ::"r"(to),
+        "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(blocks)
+        : "memory");
+  }
+}
+
+// A box from shared memory into the tensor, as much of it as lies inside; `boxes_wait` says when it has been
+// read.
+__device__ __forceinline__ void store_box(const CUtensorMap* map, uint32_t from, int column, int row) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];\n"
+      "cp.async.bulk.commit_group;" ::"l"(map),
+      "r"(from), "r"(column), "r"(row)
+      : "memory");
+}
+template <int kOpen>
+__device__ __forceinline__ void boxes_wait() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kOpen) : "memory");
+}
+
+// Makes this thread's writes to shared memory known to copies that are started after a barrier.
+__device__ __forceinline__ void fence_for_copies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ __forceinline__ uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// What a product reads of a tile: where it begins, eight rows of 128 bytes after another, swizzled.
+__device__ __forceinline__ uint64_t tile_view(uint32_t address) {
+  constexpr uint64_t kEightRows = 1024 >> 4, kSwizzle128 = 1;
+  return (address & 0x3ffff) >> 4 | uint64_t{1} << 16 | kEightRows << 32 | kSwizzle128 << 62;
+}
+
+// The view moved by so many products.
+__device__ __forceinline__ uint64_t moved(uint64_t view, int products) {
+  return view + products * (kCodesOfProduct >> 4);
+}
+
+__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void products_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int kOpen>
+__device__ __forceinline__ void products_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kOpen) : "memory");
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+#define DUALSCALE_SUMS_8(s, i)                                                                \
+  "+r"(s[i]), "+r"(s[i + 1]), "+r"(s[i + 2]), "+r"(s[i + 3]), "+r"(s[i + 4]), "+r"(s[i + 5]), \
+      "+r"(s[i + 6]), "+r"(s[i + 7])
+#define DUALSCALE_SUMS_16(s, i) DUALSCALE_SUMS_8(s, i), DUALSCALE_SUMS_8(s, i + 8)
+#define DUALSCALE_SUMS_48(s) DUALSCALE_SUMS_16(s, 0), DUALSCALE_SUMS_16(s, 16), DUALSCALE_SUMS_16(s, 32)
+#define DUALSCALE_SUMS_64(s) DUALSCALE_SUMS_48(s), DUALSCALE_SUMS_16(s, 48)
+#define DUALSCALE_SUMS_128(s)                                                                         \
+  DUALSCALE_SUMS_64(s), DUALSCALE_SUMS_16(s, 64), DUALSCALE_SUMS_16(s, 80), DUALSCALE_SUMS_16(s, 96), \
+      DUALSCALE_SUMS_16(s, 112)
+
+#define DUALSCALE_NUMBERS_48                                                         \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define DUALSCALE_NUMBERS_64 \
+  DUALSCALE_NUMBERS_48       \
+  ", "                       \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define DUALSCALE_NUMBERS_128                                                                    \
+  DUALSCALE_NUMBERS_64                                                                           \
+  ", "                                                                                           \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+
+// sums (64 x columns, a thread's part) += A (64 x 32 codes) B^T (columns x 32 codes), or = where not `add`. A
+// comes from a tile, or from registers as the fragments of four 16 x 32 products.
+#define DUALSCALE_PRODUCT(COLUMNS, COUNT, A, B, C, D, E, F)                                               \
+  __device__ __forceinline__ void multiply(int32_t (&s)[COUNT], uint64_t a, uint64_t b, bool add) {       \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" C                                                   \
+                 ", 0;\n"                                                                                 \
+                 "wgmma.mma_async.sync.aligned.m64n" #COLUMNS "k32.s32.s8.s8 {" DUALSCALE_NUMBERS_##COUNT \
+                 "}, %" A ", %" B ", p;\n}"                                                               \
+                 : DUALSCALE_SUMS_##COUNT(s)                                                              \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                           \
+  }                                                                                                       \
+  __device__ __forceinline__ void multiply(int32_t (&s)[COUNT], const uint32_t (&a)[4], uint64_t b,       \
+                                           bool add) {                                                    \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" F                                                   \
+                 ", 0;\n"                                                                                 \
+                 "wgmma.mma_async.sync.aligned.m64n" #COLUMNS "k32.s32.s8.s8 {" DUALSCALE_NUMBERS_##COUNT \
+                 "}, {%" A ", %" B ", %" C ", %" D "}, %" E ", p;\n}"                                     \
+                 : DUALSCALE_SUMS_##COUNT(s)                                                              \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));       \
+  }
+DUALSCALE_PRODUCT(96, 48, "48", "49", "50", "51", "52", "53")
+DUALSCALE_PRODUCT(128, 64, "64", "65", "66", "67", "68", "69")
+DUALSCALE_PRODUCT(256, 128, "128", "129", "130", "131", "132", "133")
+
+#endif
+
+}  // namespace dualscale
