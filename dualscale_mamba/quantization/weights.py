@@ -151,5 +151,5 @@ def pack_int4(codes: Tensor) -> Tensor:
             "precision.weights.bits", 4, f"8 or null for a layer of {inputs} inputs",
             f"int4 needs a multiple of {PACKED_TOGETHER}; name the layer in precision.layers.",
         )  # fmt: skip
-    low, high = (codes.reshape(rows, -1, 2, 4) & 0xF).to(torch.uint8).unbind(2)
+    low, high = (codes.reshape(rows, inputs // 8, 2, 4) & 0xF).to(torch.uint8).unbind(2)
     return (low | (high << 4)).reshape(rows, inputs // 2)
