@@ -101,8 +101,8 @@ class Watch:
             folder = self.study.job(job.entry.id)
             if job.state == "done":
                 continue
+            state = state_of(folder)  # before its words: what they say is never older than the state
             job.status = read_json(folder / STATUS) or {}
-            state = state_of(folder)
             if patient and state == "killed" and not job.may_be_dead:
                 job.may_be_dead = True  # whoever started it may be about to write how it ended
                 continue
