@@ -98,8 +98,8 @@ struct Knee {
     return min_of(max_of(round_half_away(t), qmin), qmax);
   }
 
-  // Whether nothing bends: then this is the same for every x that is a number, in fewer steps. The limits are integers,
-  // so that it does not matter whether they are applied before or after rounding.
+  // Whether nothing bends: then this is the same for every x that is a number, in fewer steps. The limits are
+  // integers, so that it does not matter whether they are applied before or after rounding.
   DUALSCALE_HOST_DEVICE bool is_straight() const { return inv_gain == 0.0f; }
   DUALSCALE_HOST_DEVICE float encode_straight(float x) const {
     return round_half_away(min_of(max_of(add_rn(mul_rn(x, inv_scale), zero), qmin), qmax));
