@@ -18,8 +18,12 @@ constexpr int kFewestWarps = 4, kMostWarps = 16;  // of a block
 constexpr int64_t kResidentWarps = 20;            // of a processor, with the registers that a thread has
 constexpr int64_t kFillingWarps = 8;
 // Threads that a block never has, so that a thread gets 96 registers and five blocks of four warps fit a
-// processor.
+// processor. The code for Blackwell needs more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kRegisterBound = 512;
+#else
 constexpr int kRegisterBound = 640;
+#endif
 constexpr int64_t kMostStaged = 96 * 1024;
 constexpr int kFewColumns = 16;  // of a warp
 constexpr int kRowsOfTile = 8;
