@@ -1,6 +1,7 @@
 // One switch a row: every type and family of codes is compiled here, once.
 #include "cpu/rows.h"
 
+#include <algorithm>
 #include <cstring>
 
 #if defined(__F16C__)
@@ -11,6 +12,8 @@
 
 namespace dualscale::cpu {
 namespace {
+
+constexpr int64_t kShortestRun = 8;  // of channels with one code that is worth a loop of its own
 
 void widen(const Half* in, float* out, int64_t n) {
   int64_t i = 0;
@@ -76,20 +79,42 @@ void decode_row(const int8_t* in, const float* code, int64_t width, bool per_cha
 }
 
 template <typename Family>
-void encode_row(const float* in, const float* code, int64_t width, bool per_channel, int64_t c, int64_t n,
-                int8_t* out) {
-  if (per_channel) {
-    const float* rows = code + c * width;
-#pragma omp simd simdlen(16)
-    for (int64_t i = 0; i < n; ++i) {
-      out[i] = static_cast<int8_t>(static_cast<int32_t>(Family::load(rows + i * width).encode(in[i])));
-    }
-    return;
-  }
+void encode_run(const float* in, const float* code, int64_t n, int8_t* out) {
   const Family family = Family::load(code);
 #pragma omp simd simdlen(16)
   for (int64_t i = 0; i < n; ++i) {
     out[i] = static_cast<int8_t>(static_cast<int32_t>(family.encode(in[i])));
+  }
+}
+
+template <typename Family>
+void encode_channels(const float* in, const float* rows, int64_t width, int64_t n, int8_t* out) {
+#pragma omp simd simdlen(16)
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = static_cast<int8_t>(static_cast<int32_t>(Family::load(rows + i * width).encode(in[i])));
+  }
+}
+
+// Values to codes for channels [c, c + n). `run_ends` is empty with one code for all channels.
+template <typename Family>
+void encode_row(const float* in, const CodeView& code, const std::vector<int64_t>& run_ends, int64_t c,
+                int64_t n, int8_t* out) {
+  if (run_ends.empty()) {
+    encode_run<Family>(in, code.rows, n, out);
+    return;
+  }
+  for (int64_t i = 0; i < n;) {
+    const float* const rows = code.rows + (c + i) * code.width;
+    int64_t end = std::min(run_ends[c + i] - c, n);
+    if (end - i >= kShortestRun) {
+      encode_run<Family>(in + i, rows, end - i, out + i);
+    } else {
+      while (end < n && std::min(run_ends[c + end] - c, n) - end < kShortestRun) {
+        end = std::min(run_ends[c + end] - c, n);
+      }
+      encode_channels<Family>(in + i, rows, code.width, end - i, out + i);
+    }
+    i = end;
   }
 }
 
@@ -118,6 +143,17 @@ const float* Source::read(int64_t offset, int64_t c, int64_t n, float* scratch) 
   return scratch;
 }
 
+std::vector<int64_t> Sink::ends_of_runs(const CodeView& code, int64_t channels) {
+  std::vector<int64_t> ends(static_cast<size_t>(code.per_channel ? channels : 0));
+  const size_t bytes = static_cast<size_t>(code.width) * sizeof(float);
+  for (int64_t c = static_cast<int64_t>(ends.size()) - 1; c >= 0; --c) {
+    const float* const row = code.rows + c * code.width;
+    const bool goes_on = c + 1 < channels && std::memcmp(row, row + code.width, bytes) == 0;
+    ends[c] = goes_on ? ends[c + 1] : c + 1;
+  }
+  return ends;
+}
+
 void Sink::write(const float* in, int64_t offset, int64_t c, int64_t n) const {
   char* out = data_ + (offset + c) * size_;
   switch (type_) {
@@ -135,9 +171,9 @@ void Sink::write(const float* in, int64_t offset, int64_t c, int64_t n) const {
   }
   int8_t* codes = reinterpret_cast<int8_t*>(out);
   if (code_.width == kKneeWidth) {
-    encode_row<Knee>(in, code_.rows, code_.width, code_.per_channel, c, n, codes);
+    encode_row<Knee>(in, code_, run_ends_, c, n, codes);
   } else {
-    encode_row<Table>(in, code_.rows, code_.width, code_.per_channel, c, n, codes);
+    encode_row<Table>(in, code_, run_ends_, c, n, codes);
   }
 }
 

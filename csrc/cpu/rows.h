@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "checks.h"
 
@@ -65,15 +66,21 @@ class Sink {
       : data_(static_cast<char*>(tensor.mutable_data_ptr())),
         type_(tensor.scalar_type()),
         size_(static_cast<int64_t>(tensor.element_size())),
-        code_(code) {}
+        code_(code),
+        run_ends_(ends_of_runs(code_, code ? code->size(0) : 0)) {}
 
   void write(const float* in, int64_t offset, int64_t c, int64_t n) const;
 
  private:
+  static std::vector<int64_t> ends_of_runs(const CodeView& code, int64_t channels);
+
   char* data_;
   ScalarType type_;
   int64_t size_;
   CodeView code_;
+  // Of each channel, with a code a channel, the first after it that has another one. Parts of a linear
+  // layer's result each have one code, so that runs are long, and within one nothing need be read again.
+  std::vector<int64_t> run_ends_;
 };
 
 // The offset of each row of a (..., C) tensor with arbitrary outer strides.

@@ -32,6 +32,9 @@ FAILED, STOPPED = "StudyFailedError", "StudyStoppedError"
 PLUGINS = Path(__file__).resolve().parent / "plugins"
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
+# Groups of which several files may be chosen.
+LISTED = ("evaluation", "profiling")
+
 logger = logging.getLogger(__name__)
 
 
@@ -89,7 +92,9 @@ def launch(main: Callable[[], Any]) -> int:
         if type(error).__name__ == STOPPED:
             _red(str(error))
             return 0  # it has not failed: it waits for the line to be typed again
-        if type(error).__name__ != FAILED:  # each of its jobs has been told of
+        if sentence := null_group(error):
+            _red(sentence)
+        elif type(error).__name__ != FAILED:  # each of its jobs has been told of
             traceback.print_exception(type(error), error, _from_task(error.__traceback__))
         return 1
     finally:
@@ -145,6 +150,18 @@ def explain(error: BaseException) -> list[str]:
         advice = _suggestion(key, allowed_keys)
         return [f"{_typed(key)}: there is no such key; allowed are {inside}{listed}.{advice}"]
     return [" ".join(f"{text} {error.__cause__ or ''}".split())]
+
+
+def null_group(error: BaseException) -> str:
+    """What to say where Hydra was given null for a group, which it answers by a ValueError; else nothing."""
+    if not str(error).startswith("Config group override must be"):
+        return ""
+    typed = [argument for argument in sys.argv[1:] if argument.endswith(("=null", "="))]
+    groups = [argument.partition("=")[0] for argument in typed]
+    found = next((group for group in groups if (CONF / group).is_dir()), "the group")
+    options = ", ".join(sorted(path.stem for path in (CONF / found).glob("*.yaml")))
+    several = f", or a list of them; {found}=[] is none" if found in LISTED else ""
+    return f"{found}=null: allowed is one of {options}{several}."
 
 
 def _typed(key: str) -> str:

@@ -45,6 +45,9 @@ POSITIVE = (
     "calibration.length",
     "calibration.batch_size",
     "task.tokens",
+    "task.batch_sizes",
+    "task.prompt_lengths",
+    "task.repeats",
     "tracker.timeout",
     "profiling.*.prompts",
     "profiling.*.tokens",
@@ -52,7 +55,17 @@ POSITIVE = (
     "profiling.*.prompt_lengths",
     "profiling.*.lengths",
 )
-NOT_NEGATIVE = ("seed", "calibration.seed", "evaluation_cache_gib", "task.temperature", "profiling.*.warmup")
+NOT_NEGATIVE = (
+    "seed",
+    "calibration.seed",
+    "evaluation_cache_gib",
+    "task.temperature",
+    "task.warmup",
+    "profiling.*.warmup",
+    "profiling.*.seconds",
+)
+# Lists that may not be empty, of the task and of profilers.
+SIZE_LISTS = ("batch_sizes", "prompt_lengths", "lengths")
 PERCENTILES = (
     "observer.percentile",
     "observer.percentiles",
@@ -165,6 +178,15 @@ def _numbers(plain: dict[str, Any]) -> Iterator[ConfigError]:
                     yield ConfigError(key, value, allowed)
 
 
+def _size_lists(plain: dict[str, Any]) -> Iterator[ConfigError]:
+    for group in ("task", "profiling.*"):
+        for place, node in values(plain, group):
+            for key in SIZE_LISTS:
+                value = node.get(key, [1]) if isinstance(node, dict) else [1]
+                if not isinstance(value, list) or not value:
+                    yield ConfigError(f"{place}.{key}", value, "a list of whole numbers, as in [1,8]")
+
+
 def _sites(plain: dict[str, Any]) -> Iterator[ConfigError]:
     """Lists where lists are meant; the names in them are the recipe's to check."""
     chosen, sites = plain["quantize"]["sites"], plain["precision"]["activations"]["sites"]
@@ -256,6 +278,7 @@ RULES = cast(
         _keys,
         _choices,
         _numbers,
+        _size_lists,
         _sites,
         _layers,
         _device,

@@ -1,4 +1,4 @@
-"""Time to the first token, and per token after it."""
+"""Time to the first token, per token after it, and to the last; tokens per second."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from dualscale_mamba.evaluation.base import Metric
 from dualscale_mamba.profiling.base import Subject
+from dualscale_mamba.profiling.flush import Flush
 
 PERCENTILES = (10, 50, 90)
 
@@ -19,17 +22,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Latency:
-    """TTFT (one prefill, last logits only) and TPOT (one step with cache), as percentiles.
+    """TTFT (one prefill, last logits only), TPOT (one step with cache) and TTLT (both, to the last token).
 
-    Token ids are random with a fixed seed: the time does not depend on them. Steps run one after the other,
-    each waited for, and include the choice of the next token.
+    Times are percentiles in milliseconds. Token ids are random with a fixed seed: the time does not depend on them.
+    Prefills and steps run one after the other, each waited for, and include the choice of the next token; on the way
+    to the last token nothing is waited for but the end. Throughput is that of the medians.
 
     Args:
         batch_sizes: Sequences at once.
         prompt_lengths: Tokens of the prompt.
-        prompts: Timed prefills for each size.
-        tokens: Timed steps for each size.
+        prompts: Timed prefills, and ways to the last token, for each size.
+        tokens: Timed steps for each size, and tokens of each way to the last.
         warmup: Prefills and steps that are not counted, before each.
+        cold: Whether the caches of the device are overwritten before each prefill and step. Otherwise they hold what
+            the call before has left, as when a model serves.
     """
 
     batch_sizes: tuple[int, ...] = (1,)
@@ -37,8 +43,8 @@ class Latency:
     prompts: int = 5
     tokens: int = 24
     warmup: int = 2
+    cold: bool = False
 
-    @torch.inference_mode()
     def __call__(self, subject: Subject) -> dict[str, Metric]:
         """See :class:`~dualscale_mamba.profiling.base.Profiler`."""
         metrics: dict[str, Metric] = {}
@@ -47,47 +53,113 @@ class Latency:
             return metrics
         for batch_size in self.batch_sizes:
             for length in self.prompt_lengths:
-                where = f"batch_{batch_size}_prompt_{length}"
-                first, step = self._measure(subject, batch_size, length)
-                metrics |= _metrics(f"latency/ttft/{where}", first) | _metrics(f"latency/tpot/{where}", step)
+                metrics |= self._measure(Drive(subject.model, batch_size, length, subject.device))
         return metrics
 
-    def _measure(self, subject: Subject, batch_size: int, length: int) -> tuple[list[float], list[float]]:
+    @torch.inference_mode()
+    def _measure(self, drive: Drive) -> dict[str, Metric]:
+        where, device = drive.name, drive.device
+        flush = Flush(device) if self.cold else None
+        first = timed(drive.prefill, device, self.warmup, self.prompts, flush)
+        drive.fill()
+        step = timed(drive.step, device, self.warmup, self.tokens, flush)
+        last = timed(lambda: drive.to_the_last(self.tokens), device, 0, self.prompts, flush)
+        return {
+            **_percentiles(f"latency/ttft/{where}", first),
+            **_percentiles(f"latency/tpot/{where}", step),
+            **_percentiles(f"latency/ttlt/{where}", last),
+            f"throughput/prefill/{where}": _rate(drive.batch_size * drive.length, first),
+            f"throughput/decode/{where}": _rate(drive.batch_size, step),
+        }
+
+
+class Drive:
+    """A model with a prompt of one size, and the calls that are timed.
+
+    Args:
+        model: With ``allocate_cache`` and ``step``.
+        batch_size: Sequences at once.
+        length: Tokens of the prompt.
+        device: Where the model lives.
+    """
+
+    def __init__(self, model: Any, batch_size: int, length: int, device: torch.device) -> None:
+        self.model, self.batch_size, self.length, self.device = model, batch_size, length, device
         generator = torch.Generator().manual_seed(0)
-        shape = (batch_size, length)
-        prompt = torch.randint(0, subject.model.config.vocab_size, shape, generator=generator).to(
-            subject.device
-        )
-        cache = subject.model.allocate_cache(batch_size)
-        token = prompt[:, -1]
+        ids = torch.randint(0, model.config.vocab_size, (batch_size, length), generator=generator)
+        self.prompt = ids.to(device)
+        self.cache = model.allocate_cache(batch_size)
 
-        def prefill() -> None:
-            subject.model(prompt, cache=subject.model.allocate_cache(batch_size), last_only=True).argmax(-1)
+    @property
+    def name(self) -> str:
+        """The size, as metrics name it."""
+        return f"batch_{self.batch_size}_prompt_{self.length}"
 
-        def step() -> None:
-            subject.model.step(token, cache).argmax(-1)
+    def fill(self) -> None:
+        """Let the cache hold the states behind the prompt."""
+        self.model(self.prompt, cache=self.cache, last_only=True)
 
-        first = timed(prefill, subject.device, self.warmup, self.prompts)
-        subject.model(prompt, cache=cache, last_only=True)
-        return first, timed(step, subject.device, self.warmup, self.tokens)
+    def prefill(self) -> Tensor:
+        """The first token behind the prompt, (B,)."""
+        return self._first(self.model.allocate_cache(self.batch_size))
+
+    def step(self) -> Tensor:
+        """One token more, (B,); the states go on."""
+        chosen: Tensor = self.model.step(self.prompt[:, -1], self.cache).argmax(-1)
+        return chosen
+
+    def to_the_last(self, tokens: int) -> Tensor:
+        """The last of ``tokens`` tokens behind the prompt, each the likeliest, (B,)."""
+        cache = self.model.allocate_cache(self.batch_size)
+        token = self._first(cache)
+        for _ in range(tokens - 1):
+            token = self.model.step(token, cache).argmax(-1)
+        return token
+
+    def _first(self, cache: Any) -> Tensor:
+        chosen: Tensor = self.model(self.prompt, cache=cache, last_only=True)[:, -1].argmax(-1)
+        return chosen
 
 
-def timed(work: Callable[[], None], device: torch.device, warmup: int, repeats: int) -> list[float]:
-    """Milliseconds of each of ``repeats`` calls, waiting for the device after each."""
+def timed(
+    work: Callable[[], object],
+    device: torch.device,
+    warmup: int,
+    repeats: int,
+    flush: Flush | None = None,
+) -> list[float]:
+    """Milliseconds of each of ``repeats`` calls, waiting for the device after each; ``flush`` comes before each."""
     spent = []
     for number in range(warmup + repeats):
+        if flush is not None:
+            flush()
+        wait(device)
         began = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         if number >= warmup:
             spent.append((time.perf_counter() - began) * 1e3)
     return spent
 
 
-def _metrics(name: str, milliseconds: Sequence[float]) -> dict[str, Metric]:
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle one, between two of them the mean."""
+    return float(torch.tensor(values, dtype=torch.float64).quantile(0.5))
+
+
+def _percentiles(name: str, milliseconds: Sequence[float]) -> dict[str, Metric]:
     values = torch.tensor(milliseconds, dtype=torch.float64)
     return {
         f"{name}/p{percent}": Metric(float(values.quantile(percent / 100)), "ms", "lower")
         for percent in PERCENTILES
     }
+
+
+def _rate(tokens: int, milliseconds: Sequence[float]) -> Metric:
+    return Metric(tokens / (median(milliseconds) / 1e3), "tokens/s", "higher")

@@ -86,6 +86,8 @@ def number(value: Any, name: str = "") -> str:
         return f"{100 * value:.2f} %"
     if name.startswith("latency/"):
         return f"{value:.2f} ms"
+    if name.startswith("throughput/"):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     if name.endswith("/perplexity"):
         return f"{value:.3f}"
     if name.endswith("/kl"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ FIGURE = "figure.png"
 # What is drawn over the layers, for each site.
 LAYER_KEYS = ("sqnr_db", "sqnr_single_db", "threshold", "outlier_share", "codes_used")
 # Metrics of these parts are measured on the machine, not on a task.
-NOT_TASKS = ("latency", "memory")
+NOT_TASKS = ("latency", "throughput", "memory", "energy", "roofline")
 STDERR = "_stderr"
 TASK_COLUMNS = ("task", "metric", "value", "stderr", "unit", "better")
+OPERATOR_COLUMNS = (
+    "phase", "batch", "length", "name", "calls", "milliseconds", "floor", "bound", "bytes", "products", "exponentials",
+)  # fmt: skip
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
@@ -63,6 +66,13 @@ def site_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of all sites' codes."""
     columns = list(dict.fromkeys(key for site in result["sites"] for key in site))
     return columns, [[site.get(column) for column in columns] for site in result["sites"]]
+
+
+def operator_table(result: Mapping[str, Any]) -> tuple[Sequence[str], list[list[Any]]]:
+    """Columns and rows of the operators of every prefill and step; no rows without ``task=profile``."""
+    phases = result.get("operators", {}).get("phases", [])
+    rows = [{**phase, **one} for phase in phases for one in phase["operators"]]
+    return OPERATOR_COLUMNS, [[row[column] for column in OPERATOR_COLUMNS] for row in rows]
 
 
 def hardware(result: Mapping[str, Any]) -> str:

@@ -68,6 +68,7 @@ class WandbRun:
             "sites": _table(*content.site_table(result)),
             "tasks": _table(content.TASK_COLUMNS, content.task_rows(result)),
             "fairness": _table(FAIRNESS_COLUMNS, facts),
+            "operators": _table(*content.operator_table(result)),
         }
         found: dict[str, Any] = {name: table for name, table in media.items() if table is not None}
         picture = content.picture(folder)

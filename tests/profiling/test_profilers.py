@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from dualscale_mamba import ops
+from dualscale_mamba.models.generation import generate
 from dualscale_mamba.models.pretrained import load_pretrained
 from dualscale_mamba.profiling.base import Subject
-from dualscale_mamba.profiling.latency import Latency, timed
+from dualscale_mamba.profiling.flush import Flush, last_level_bytes
+from dualscale_mamba.profiling.latency import Drive, Latency, timed
 from dualscale_mamba.profiling.memory import Memory, stored_tensors
+from dualscale_mamba.profiling.process import Watched
 
 
 @pytest.fixture
@@ -44,10 +47,57 @@ def test_shared_memory_is_one_tensor() -> None:
 def test_latency_has_ordered_percentiles(subject: Subject) -> None:
     with ops.implementation("reference"):
         metrics = Latency(batch_sizes=(1, 2), prompt_lengths=(4,), prompts=3, tokens=3, warmup=1)(subject)
-    assert len(metrics) == 2 * 2 * 3
-    for kind in ("ttft", "tpot"):
+    assert len(metrics) == 2 * (3 * 3 + 2)
+    for kind in ("ttft", "tpot", "ttlt"):
         low, middle, high = (metrics[f"latency/{kind}/batch_2_prompt_4/p{p}"].value for p in (10, 50, 90))
         assert 0 < low <= middle <= high
+
+
+def test_throughput_is_that_of_the_medians(subject: Subject) -> None:
+    with ops.implementation("reference"):
+        metrics = Latency(batch_sizes=(2,), prompt_lengths=(4,), prompts=2, tokens=2, warmup=0)(subject)
+    found = {name: metric.value for name, metric in metrics.items()}
+    for kind, what, tokens in (("prefill", "ttft", 8), ("decode", "tpot", 2)):
+        milliseconds = found[f"latency/{what}/batch_2_prompt_4/p50"]
+        assert found[f"throughput/{kind}/batch_2_prompt_4"] == pytest.approx(1e3 * tokens / milliseconds)
+
+
+def test_the_last_token_is_that_of_a_generation(subject: Subject) -> None:
+    with ops.implementation("reference"), torch.inference_mode():
+        drive = Drive(subject.model, 1, 4, subject.device)
+        *_, last = generate(subject.model, drive.prompt, max_new_tokens=5, temperature=0.0)
+        assert torch.equal(drive.to_the_last(5), last)
+
+
+def test_a_cold_call_comes_after_its_flush() -> None:
+    order: list[str] = []
+
+    class Noted(Flush):
+        def __call__(self) -> None:
+            super().__call__()
+            order.append("flush")
+
+    flush = Noted(torch.device("cpu"))
+    timed(lambda: order.append("work"), torch.device("cpu"), 1, 2, flush)
+    assert order == ["flush", "work"] * 3
+
+
+def test_a_flush_writes_more_than_the_cache_holds() -> None:
+    cpu = torch.device("cpu")
+    assert last_level_bytes(cpu) >= 2**20
+    flush = Flush(cpu)
+    assert flush._bytes.nbytes == 2 * last_level_bytes(cpu)
+
+
+def test_memory_of_the_process_at_its_worst() -> None:
+    watched = Watched(torch.device("cpu"))
+    before = watched.bytes()
+    if not before:
+        pytest.skip("this system does not tell a process's memory")
+    torch.ones(2**26, dtype=torch.int8)  # made and gone
+    after = watched.bytes()
+    assert after["resident_peak"] >= before["resident"] + 2**25  # Linux counts pages loosely
+    assert after["resident_peak"] >= after["resident"]
 
 
 def test_warmup_is_not_counted() -> None:
