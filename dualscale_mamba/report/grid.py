@@ -13,6 +13,8 @@ from dualscale_mamba.report.verdicts import average_metric, interval, stands_out
 
 # So many tasks have a column each; of more only the average is shown, and the CSV has them all.
 TASKS_SHOWN = 8
+# With fewer telling metrics than this, all are shown.
+FEWEST_TOLD = 3
 SIDES = {"lower": "↓", "higher": "↑"}
 # Between two columns of the console, and the ends of the table.
 GAP, ENDS = 3, 4
@@ -83,13 +85,14 @@ class Grid:
         return job.label if job.is_done else f"{job.label}: {job.state}"
 
     def telling(self) -> list[str]:
-        """The most telling metrics."""
+        """The most telling metrics; all of them where few are."""
         kinds = dict(KEY_METRICS[:KINDS_ON_CONSOLE])
-        return [
+        chosen = [
             name
             for name in self.heads
             if name not in key_metrics([name]) or any(re.fullmatch(pattern, name) for pattern in kinds)
         ]
+        return chosen if len(chosen) >= FEWEST_TOLD else list(self.heads)
 
     def on_console(self, width: int) -> list[str]:
         """The most telling metrics that fit into ``width`` characters."""
