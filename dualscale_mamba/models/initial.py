@@ -19,9 +19,9 @@ DELTA_RANGE = (1e-3, 1e-1)
 DECAY_RANGE = (1.0, 16.0)  # of -A in Mamba-2
 
 
-def initialize(config: ModelConfig, seed: int) -> dict[str, Tensor]:
-    """fp32 weights of a :class:`MambaLM` by name, the same for the same seed on every machine."""
-    generator = torch.Generator().manual_seed(seed)
+def initialize(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """fp32 weights of a :class:`MambaLM` by name, the same for the same seed on every machine's ``device``."""
+    generator = torch.Generator(device).manual_seed(seed)
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in MambaLM(config).state_dict().items()}
     weights = {name: _initial(name, shape, config, generator) for name, shape in sorted(shapes.items())}
@@ -34,17 +34,20 @@ def _initial(name: str, shape: torch.Size, config: ModelConfig, generator: torch
     last = name.rsplit(".", 1)[-1]
     if last == "A_log" and config.family == "mamba2":
         low, high = DECAY_RANGE
-        return torch.log(torch.rand(shape, generator=generator) * (high - low) + low)
+        return torch.log(torch.rand(shape, generator=generator, device=generator.device) * (high - low) + low)
     if last == "A_log":
-        return torch.log(torch.arange(1, shape[1] + 1, dtype=torch.float32)).repeat(shape[0], 1)
+        rates = torch.arange(1, shape[1] + 1, dtype=torch.float32, device=generator.device)
+        return torch.log(rates).repeat(shape[0], 1)
     if last == "D" or "norm" in name:
-        return torch.ones(shape)
+        return torch.ones(shape, device=generator.device)
     if last == "dt_bias":
         low, high = (math.log(bound) for bound in DELTA_RANGE)
-        delta = torch.exp(torch.rand(shape, generator=generator) * (high - low) + low)
+        delta = torch.exp(
+            torch.rand(shape, generator=generator, device=generator.device) * (high - low) + low
+        )
         return torch.log(torch.expm1(delta))  # the inverse of softplus
     if "embedding" in name or "lm_head" in name:
-        return torch.randn(shape, generator=generator) * 0.02
+        return torch.randn(shape, generator=generator, device=generator.device) * 0.02
     fan_in = config.d_conv if "conv1d" in name else shape[-1]
-    values = (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(fan_in)
+    values = (torch.rand(shape, generator=generator, device=generator.device) * 2 - 1) / math.sqrt(fan_in)
     return values / math.sqrt(config.n_layer) if "out_proj" in name else values

@@ -94,8 +94,12 @@ def show(asked: Asked, csv_file: Path | None = None, markdown_file: Path | None 
         markdown_file.write_text("\n\n".join(markdown(*part) for part in lines) + "\n", encoding="utf-8")
 
 
-def size_of(model: str) -> ModelConfig:
+def size_of(model: str, key: str = "--models") -> ModelConfig:
     """The sizes of a published model, or those in a folder's ``config.json``.
+
+    Args:
+        model: Name or folder.
+        key: What the user has typed it for, for the message.
 
     Raises:
         ConfigError: It is neither.
@@ -106,13 +110,13 @@ def size_of(model: str) -> ModelConfig:
 
     path = Path(model).expanduser() / "config.json"
     if not path.is_file():
-        raise ConfigError("--models", model, f"one of {', '.join(PUBLISHED)}, or a folder with config.json")
+        raise ConfigError(key, model, f"one of {', '.join(PUBLISHED)}, or a folder with config.json")
     return config_from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
 
 
 @cache
-def recipe_of(precision: str, family: str) -> Recipe:
-    """What ``precision=NAME`` does to a family, all else as configured by default."""
+def recipe_of(precision: str, family: str, *others: str) -> Recipe:
+    """What ``precision=NAME`` does to a family, all else as configured by default or as ``others`` say."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -121,7 +125,8 @@ def recipe_of(precision: str, family: str) -> Recipe:
     startup.register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(startup.CONF), version_base="1.3"):
-        return instantiate.recipe(compose("config", [f"precision={precision}", f"model.family={family}"]))
+        chosen = [f"precision={precision}", f"model.family={family}", *others]
+        return instantiate.recipe(compose("config", chosen))
 
 
 def numbers(config: ModelConfig, asked: Asked) -> dict[str, float]:
