@@ -16,7 +16,7 @@ from dualscale_mamba.quantization.manifest import Manifest, check_target, is_che
 WITHOUT_EFFECT = {"calibration": ("cache",)}
 SAVES = "dualscale_mamba.tasks.ptq.run"
 # Tasks that need the unquantized model, and the evaluation that does.
-ON_SOURCES = ("dualscale_mamba.tasks.calibrate.run", "dualscale_mamba.tasks.allocate.run")
+ON_SOURCES = tuple(f"dualscale_mamba.tasks.{name}.run" for name in ("calibrate", "allocate", "fidelity"))
 COMPARES = "dualscale_mamba.evaluation.divergence.Divergence"
 MADE_HERE = ("embedded:", "random:")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -63,7 +63,7 @@ def problems(plain: Mapping[str, Any]) -> Iterator[ConfigError | CheckpointError
     if task in ON_SOURCES:
         name = task.split(".")[-2]
         hint = "It was calibrated when it was quantized; give its source for that."
-        yield ConfigError("task", name, f"ptq or generate, for {source} is quantized", hint)
+        yield ConfigError("task", name, f"ptq, generate or profile, for {source} is quantized", hint)
     if plain["save"] is not None:
         yield ConfigError("save", plain["save"], f"null, for {source} is a checkpoint", "Copy the folder.")
     yield from _without_reference(plain, found)

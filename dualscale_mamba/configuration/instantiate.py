@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -42,6 +43,35 @@ def make(config: DictConfig, key: str) -> Any:
         raise ConfigError(
             f"{key}._target_", node["_target_"], f"a callable that takes these settings ({reason})"
         ) from (cause or error)
+
+
+def named(group: str, name: str, key: str) -> Any:
+    """The object that a file of a group describes, beside the one that was chosen; ``--config-dir`` is searched too.
+
+    Args:
+        group: A folder of ``conf``.
+        name: Of the file.
+        key: What asks for it, for the message.
+
+    Raises:
+        ConfigError: There is no such file, or it refuses its settings.
+    """
+    folders = [folder / group for folder in _folders() if (folder / group).is_dir()]
+    files = {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))}
+    if name not in files:
+        raise ConfigError(key, name, f"one of {', '.join(files)}")
+    return make(OmegaConf.create({name: OmegaConf.load(files[name])}), name)
+
+
+def _folders() -> list[Path]:
+    """Where files of groups lie: the project's own folder, and what the command line has added."""
+    from dualscale_mamba.configuration.startup import CONF
+
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    return [
+        CONF,
+        *(Path(str(each.path)) for each in sources if each.schema == "file" and each.path != str(CONF)),
+    ]
 
 
 def task(config: DictConfig) -> Task:
@@ -121,7 +151,7 @@ def data_root(config: DictConfig) -> Path | None:
 
 def check_parts(config: DictConfig) -> Iterator[Exception]:
     """What the objects of a configuration say against their settings."""
-    for part in (task, _checked_source, recipe, profilers, tracker, _checked_evaluators):
+    for part in (task, _checked_source, recipe, profilers, tracker, _checked_evaluators, _checked_names):
         try:
             part(config)
         except (ConfigError, ValueError, TypeError) as error:
@@ -132,6 +162,13 @@ def _checked_source(config: DictConfig) -> None:
     from dualscale_mamba.models.pretrained import check_source
 
     check_source(str(config.model.source), str(config.model.family))
+
+
+def _checked_names(config: DictConfig) -> None:
+    """Files that ``task=fidelity`` names."""
+    for key, group in (("formats", "scale_mode"), ("granularities", "granularity")):
+        for name in config.task.get(key) or ():
+            named(group, str(name), f"task.{key}")
 
 
 def _checked_evaluators(config: DictConfig) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dualscale_mamba.configuration import allocation, checkpoints
+from dualscale_mamba.configuration import allocation, checkpoints, fidelity
 from dualscale_mamba.errors import CheckpointError, ConfigError
 from dualscale_mamba.sites import ALL_SITES, SITES
 
@@ -69,6 +69,7 @@ SIZE_LISTS = ("batch_sizes", "prompt_lengths", "lengths")
 PERCENTILES = (
     "observer.percentile",
     "observer.percentiles",
+    "task.percentiles",
     "precision.activations.observer.percentile",
     "precision.activations.overrides.*",
 )
@@ -287,5 +288,6 @@ RULES = cast(
         _tags,
         _checkpoint,
         allocation.problems,
+        fidelity.problems,
     ),
 )

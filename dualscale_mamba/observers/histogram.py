@@ -198,6 +198,14 @@ class Histogram:
         ratio = 10.0 * torch.log10(signal.clamp_min(1e-30) / noise.clamp_min(1e-30))
         return float(ratio), float((used > 0).sum(1).double().mean())
 
+    def clipped_share(self, code: Code) -> float:
+        """Share of the counted values that lie beyond the first or the last level, to a bin's width."""
+        values, weights = self.points(4)
+        values = values[:, None].expand(-1, self.groups).clamp(self.minimum, self.maximum)
+        levels = code.levels().cpu()
+        outside = (values < levels.amin(1)) | (values > levels.amax(1))
+        return float((weights * outside.T).sum() / weights.sum().clamp_min(1.0))
+
     def state(self) -> dict[str, Tensor]:
         """Tensors from which :meth:`from_state` rebuilds the histogram."""
         owner = torch.zeros(0, dtype=torch.int64) if self.assignment is None else self.assignment

@@ -16,6 +16,8 @@ from dualscale_mamba.models.linear import Linear
 from dualscale_mamba.models.mamba import MambaMixer
 from dualscale_mamba.observers.base import Fitted, Observer
 from dualscale_mamba.observers.histogram import Histogram
+from dualscale_mamba.observers.per_layer import Chosen
+from dualscale_mamba.observers.percentile import Percentile
 from dualscale_mamba.quantization.calibration import Calibration, calibration_key, run_calibration
 from dualscale_mamba.quantization.clusters import Arrangement, arrange, reorder
 from dualscale_mamba.quantization.recipe import Recipe
@@ -163,9 +165,10 @@ def _set_code(
         site.set_code(_unit_code(device), per_token=True)
         return {"name": name, "format": "single", "observer": "per_token", "bits_per_value": 8.0}
     histogram = calibration.histograms[name]
-    fitted = recipe.observer_of(short).fit(histogram, site.floor, recipe.mode_of(short))
+    observer = recipe.observer_of(name)
+    fitted = observer.fit(histogram, site.floor, recipe.mode_of(short))
     site.set_code(fitted.code.expanded(histogram.assignment).to(device))
-    return describe(name, histogram, fitted, recipe.observer_of(short), site.floor)
+    return describe(name, histogram, fitted, observer, site.floor)
 
 
 def _unit_code(device: torch.device) -> Code:
@@ -196,7 +199,8 @@ def describe(
     sqnr, codes_used = histogram.quality(fitted.code)
     single = sqnr
     if not isinstance(fitted.mode, Single):
-        single, _ = histogram.quality(observer.fit(histogram, floor, Single()).code)
+        plain = Percentile(observer.percentile) if isinstance(observer, Chosen) else observer
+        single, _ = histogram.quality(plain.fit(histogram, floor, Single()).code)
     above = torch.where(levels > 0, levels, torch.inf).amin(1)
     row: SiteRow = {
         "name": name,

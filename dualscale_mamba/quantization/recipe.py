@@ -12,12 +12,13 @@ from dualscale_mamba.formats.unquantized import Unquantized
 from dualscale_mamba.granularity import Granularity, PerTensor
 from dualscale_mamba.observers.absmax import AbsMax
 from dualscale_mamba.observers.base import Observer
+from dualscale_mamba.observers.per_layer import PerLayer
 from dualscale_mamba.observers.percentile import Percentile
 from dualscale_mamba.quantization.weights import Grid
 from dualscale_mamba.quantization.widths import Width, check_patterns, chosen, parse
 from dualscale_mamba.rounding.base import Rounding
 from dualscale_mamba.rounding.nearest import Nearest
-from dualscale_mamba.sites import EMBEDDING, GROUPED, HEAD, INPUT_SITES, SITES, SSM_INPUT
+from dualscale_mamba.sites import EMBEDDING, GROUPED, HEAD, INPUT_SITES, SITES, SSM_INPUT, short_name
 
 LINEAR_INPUT_SCALES = ("static", "per_token")
 X_PROJ_READERS = ("codes", "conv_output")
@@ -131,6 +132,8 @@ class Recipe:
         mode = self.scale_mode
         if isinstance(mode, Unquantized):
             return
+        if isinstance(self.observer, PerLayer):
+            self.observer.check(mode)
         name = type(mode).__name__.lower()
         has_floor = SITES[self.family]
         for site in self.carriers:
@@ -241,16 +244,27 @@ class Recipe:
         """
         return str(self.width(layer))
 
-    def check(self, layers: Sequence[str]) -> None:
+    def check(self, layers: Sequence[str], sites: Sequence[str] = ()) -> None:
         """Refuse what does not fit the model.
 
         Args:
             layers: Names of all layers of the model.
+            sites: Names of all its sites.
 
         Raises:
-            ConfigError: A pattern matches none of them, or gives one a width that it cannot have.
+            ConfigError: A pattern matches no layer, or gives one a width that it cannot have; or the observer names a
+                site that does not carry the scale mode.
         """
         check_patterns(self.layers, layers)
+        if isinstance(self.observer, PerLayer):
+            carriers = [site for site in sites if short_name(site) in self.carriers]
+            for site in self.observer.sites:
+                if site not in carriers:
+                    ends = f" {carriers[0]} to {carriers[-1]}" if carriers else ""
+                    allowed = (
+                        f"one of the {len(carriers)} sites{ends} that carry the scale mode in this model"
+                    )
+                    raise ConfigError("observer.sites", site, allowed)
         for name in layers:
             reads_codes = self.width(name).activations is not None
             if reads_codes and name.endswith(".out_proj"):
@@ -263,10 +277,11 @@ class Recipe:
         return Single()
 
     def observer_of(self, site: str) -> Observer:
-        """The observer of ``site``."""
-        if site in self.carriers:
-            return self.observer
-        return self.overrides.get(site, self.activation_observer)
+        """The observer of a site by its full name."""
+        short = short_name(site)
+        if short in self.carriers:
+            return self.observer.at(site) if isinstance(self.observer, PerLayer) else self.observer
+        return self.overrides.get(short, self.activation_observer)
 
     def is_per_token(self, site: str) -> bool:
         """Whether ``site`` has one scale a token."""

@@ -72,7 +72,7 @@ def plan_of(model: MambaLM, recipe: Recipe) -> dict[str, Grid]:
         ConfigError: The recipe does not fit the model.
     """
     layers = model.weight_layers()
-    recipe.check(tuple(layers))
+    recipe.check(tuple(layers), tuple(model.sites()))
     grids = {name: recipe.grid_of(name) for name in layers}
     plan = {name: grid for name, grid in grids.items() if grid is not None}
     for name, grid in plan.items():

@@ -12,27 +12,23 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dualscale_mamba import environment
-from dualscale_mamba.configuration import instantiate
-from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.evaluation.base import Metric
-from dualscale_mamba.evaluation.windows import Windows, read_windows
+from dualscale_mamba.evaluation.windows import Windows
 from dualscale_mamba.profiling.memory import is_tied
 from dualscale_mamba.quantization.allocation import Allocated, allocate
-from dualscale_mamba.quantization.calibration import Calibration
 from dualscale_mamba.quantization.layer_costs import Cost, Decision, Sizes, Stopwatch
 from dualscale_mamba.quantization.sensitivity import (
     SITES_ALONE,
     Bench,
     Found,
-    Text,
     Trial,
     measure,
-    rounding_without_inputs,
     trials,
 )
 from dualscale_mamba.report.allocation import show_allocation, write_allocation_figure
 from dualscale_mamba.study.files import read_json, write_json
 from dualscale_mamba.tasks.allocation_check import check, uniform_widths
+from dualscale_mamba.tasks.bench import make_bench
 from dualscale_mamba.tasks.precision_file import write_precision
 from dualscale_mamba.tasks.record import RunFolder
 from dualscale_mamba.tasks.session import Session, open_session
@@ -75,29 +71,6 @@ def run(config: DictConfig) -> None:
     write_allocation_figure(folder.path, result)
     if not folder.in_multirun:
         show_allocation(result, folder.path)
-
-
-def make_bench(session: Session, calibration: Calibration) -> tuple[Bench, Windows]:
-    """The prepared model with windows of the calibration text, and its own logits for them."""
-    settings, calibrated = session.config.task, session.config.calibration
-    root = instantiate.data_root(session.config)
-    try:
-        windows = read_windows(
-            str(calibrated.source), int(settings.windows), int(settings.length), int(settings.batch_size),
-            session.pretrained.tokenizer, root,
-        )  # fmt: skip
-    except ConfigError as error:  # the text is too short
-        key = "windows" if error.key == "samples" else error.key
-        raise ConfigError(f"task.{key}", error.value, error.allowed) from None
-    # The prepared model's own: rotating it has rounded its weights, which is no layer's fault.
-    reference = session.make_reference()
-    reference = replace(reference, load=lambda: session.model, facts=[*reference.facts, calibration.key])
-    recipe = rounding_without_inputs(session.recipe)
-    logits = list(reference.logits(windows))  # all of them before anything is quantized
-    pairs = zip(windows.batches, logits, strict=True)
-    with torch.no_grad():
-        texts = [Text.read(session.model, batch, logits) for batch, logits in pairs]
-    return Bench(session.model, calibration, recipe, texts), windows
 
 
 def measured(session: Session, bench: Bench, wanted: list[Trial], windows: Windows) -> Found:

@@ -169,7 +169,7 @@ class Session:
         cpu = f"{cpu_model()}, {torch.get_num_threads()} threads"
         machine = torch.cuda.get_device_name(self.device) if is_gpu else cpu
         return Reference(
-            self._load_again,
+            self.load_again,
             cache=Path(self.config.paths.cache).expanduser() if limit > 0 else None,
             limit_gib=limit,
             bytes_per_token=model.config.vocab_size * model.dtype.itemsize,
@@ -178,7 +178,7 @@ class Session:
             device=self.device,
         )
 
-    def _load_again(self) -> Any:
+    def load_again(self) -> Any:
         """The model as it was before it was quantized."""
         # Whether it is loaded must not change what is random afterwards.
         manifest = self.pretrained.manifest

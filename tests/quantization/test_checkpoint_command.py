@@ -154,7 +154,10 @@ class TestComposed:
             ("model.dtype=float16", "model.dtype=float16: allowed is float32, in which out/saved was saved"),
             ("model.family=mamba2", "model.family=mamba2: allowed is mamba1"),
             ("model.implementation=mamba_ssm", "model.implementation=mamba_ssm: allowed is native"),
-            ("task=calibrate", "task=calibrate: allowed is ptq or generate, for out/saved is quantized"),
+            (
+                "task=calibrate",
+                "task=calibrate: allowed is ptq, generate or profile, for out/saved is quantized",
+            ),
             ("save=elsewhere", "save=elsewhere: allowed is null, for out/saved is a checkpoint"),
         ],
     )

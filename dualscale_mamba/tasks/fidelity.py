@@ -1,0 +1,186 @@
+"""Every format at every percentile in every layer, from counted values alone; and a proposal for each layer."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dualscale_mamba import environment
+from dualscale_mamba.configuration import instantiate
+from dualscale_mamba.errors import ConfigError
+from dualscale_mamba.evaluation.base import Metric
+from dualscale_mamba.formats.base import ScaleMode
+from dualscale_mamba.formats.unquantized import Unquantized
+from dualscale_mamba.observers.base import Observer
+from dualscale_mamba.observers.histogram import Histogram
+from dualscale_mamba.observers.per_layer import PerLayer
+from dualscale_mamba.observers.percentile import Percentile
+from dualscale_mamba.quantization.calibration import Calibration, calibration_key
+from dualscale_mamba.quantization.fidelity import COLUMNS, Line, Proposal, compare, propose
+from dualscale_mamba.quantization.pipeline import prepare_and_calibrate, turn_on
+from dualscale_mamba.quantization.sensitivity import Bench, restored
+from dualscale_mamba.report.fidelity import show_fidelity, write_fidelity_figure
+from dualscale_mamba.report.tables import near
+from dualscale_mamba.sites import short_name
+from dualscale_mamba.study.files import write_text
+from dualscale_mamba.tasks.bench import make_bench
+from dualscale_mamba.tasks.record import RunFolder
+from dualscale_mamba.tasks.session import Session, open_session
+
+TABLE = "fidelity.csv"
+NAME = "proposed"
+DEFAULT_PERCENTILE = 99.0
+HEADER = """\
+# Thresholds and settings of scale_mode={mode} for each layer of {model}, proposed by task=fidelity.
+# Objective: {objective}.
+# Type: python run.py --config-dir {folder} model={model} scale_mode={mode} observer={name}
+"""
+
+
+def run(config: DictConfig) -> None:
+    """Write ``fidelity.csv``, ``observer/proposed.yaml``, ``figure.png`` and ``result.json``, and print the tables."""
+    folder = RunFolder.of(config)
+    settings = config.task
+    with open_session(config) as session:
+        modes = {name: _mode(name) for name in settings.formats}
+        granularities = {
+            name: instantiate.named("granularity", name, "task.granularities")
+            for name in settings.granularities
+        }
+        recipe = session.recipe
+        calibration = session.calibrate()
+        lines: list[Line] = []
+        with session.timed("formats"):
+            for name, granularity in granularities.items():
+                own = replace(recipe, granularity=granularity)
+                counted = calibration if own == recipe else _calibrated(session, own)
+                lines += compare(name, _carriers(session, counted), modes, settings.percentiles)
+        _write_table(folder.path / TABLE, lines)
+        content: dict[str, Any] = {"means": means(lines)}
+        if settings.objective is not None:
+            content |= _proposed(session, folder, calibration)
+        result = folder.write_result(_result(session, content))
+    write_fidelity_figure(folder.path, result)
+    if not folder.in_multirun:
+        show_fidelity(result, folder.path)
+
+
+def _mode(name: str) -> ScaleMode:
+    mode = instantiate.named("scale_mode", name, "task.formats")
+    if isinstance(mode, Unquantized):
+        raise ConfigError("task.formats", name, "formats that have codes")
+    made: ScaleMode = mode
+    return made
+
+
+def _calibrated(session: Session, recipe: Any) -> Calibration:
+    """The counts in another granularity: those of an equal run, or of the model loaded again."""
+    batches = session.calibration_batches()
+    key = calibration_key([session.hashes["calibration_tokens"], *session.numerics], recipe)
+    return prepare_and_calibrate(session.load_again(), batches, recipe, session.cache, key)
+
+
+def _carriers(session: Session, calibration: Calibration) -> dict[str, tuple[Histogram, float | None]]:
+    """Histogram and floor of each site that carries the scale mode."""
+    return {
+        name: (calibration.histograms[name], site.floor)
+        for name, site in session.model.sites().items()
+        if short_name(name) in session.recipe.carriers
+    }
+
+
+def _write_table(path: Path, lines: Sequence[Line]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(astuple(line) for line in lines)
+    write_text(path, text.getvalue())
+
+
+def means(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Over the layers of each kind of site: one entry for each site, granularity, format and percentile."""
+    groups: dict[tuple[str, str, str, float], list[Line]] = {}
+    for line in lines:
+        key = (short_name(line.site), line.granularity, line.format, line.percentile)
+        groups.setdefault(key, []).append(line)
+    made = []
+    for (site, granularity, name, percentile), own in groups.items():
+        mean = {key: sum(getattr(one, key) for one in own) / len(own) for key in COLUMNS[4:]}
+        made.append(
+            {"site": site, "granularity": granularity, "format": name, "percentile": percentile, **mean}
+        )
+    return made
+
+
+def _proposed(session: Session, folder: RunFolder, calibration: Calibration) -> dict[str, Any]:
+    """The proposals, written as an observer, and what they do to the whole."""
+    settings, observer = session.config.task, session.recipe.observer
+    percentile = observer.percentile if isinstance(observer, Percentile | PerLayer) else DEFAULT_PERCENTILE
+    session.reference = session.make_reference()
+    with session.timed("proposals"):
+        bench, _ = make_bench(session, calibration)
+        found = propose(bench, settings.objective, settings.percentiles, settings.candidates, percentile)
+    sites = {one.site: dict(one.settings) for one in found}
+    _write_observer(folder.path, session.config, sites, percentile)
+    content: dict[str, Any] = {"proposals": [asdict(one) for one in found], "percentile": percentile}
+    if settings.verify:
+        with session.timed("verify"):
+            content["checked"] = _checked(bench, found, percentile)
+    return content
+
+
+def _checked(bench: Bench, found: Sequence[Proposal], percentile: float) -> dict[str, float]:
+    """Divergence of the whole when the sites that carry the scale mode, and no others, are quantized."""
+    rivals: dict[str, Observer] = {
+        "configured": Percentile(percentile),
+        "proposed": PerLayer({one.site: one.settings for one in found}, percentile),
+    }
+    kl = {}
+    for name, observer in rivals.items():
+        recipe = replace(
+            bench.recipe, observer=observer, activation_bits=8, sites=bench.recipe.carriers, layers={}
+        )
+        with restored(bench.model):
+            turn_on(bench.model, bench.calibration, recipe)
+            kl[name] = bench.divergence()
+    return kl
+
+
+def _write_observer(
+    folder: Path, config: DictConfig, sites: Mapping[str, Mapping[str, Any]], percentile: float
+) -> None:
+    content = {
+        "_target_": f"{PerLayer.__module__}.{PerLayer.__name__}",
+        "percentile": percentile,
+        "sites": {name: dict(settings) for name, settings in sites.items()},
+    }
+    mode = str(config.scale_mode["_target_"]).rpartition(".")[0].rpartition(".")[2]
+    head = HEADER.format(
+        mode=mode, model=config.model.name, objective=config.task.objective, folder=near(folder), name=NAME
+    )
+    path = folder / "observer" / f"{NAME}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, head + OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
+def _result(session: Session, content: Mapping[str, Any]) -> dict[str, Any]:
+    checked = content.get("checked", {})
+    return {
+        "task": "fidelity",
+        "metrics": {
+            f"fidelity/{name}/kl": Metric(value, "nats/token", "lower") for name, value in checked.items()
+        },
+        "sites": [],
+        "site_summary": {},
+        "fidelity": content,
+        "config": OmegaConf.to_container(session.config, resolve=True),
+        "environment": environment.describe(str(session.device)),
+        "hashes": session.hashes,
+        "seconds": session.seconds,
+    }
