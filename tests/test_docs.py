@@ -27,8 +27,10 @@ CONFIGS = sorted([*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "sweeps").rglob("*.
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href|srcset)=\"([^\"]+)\"")
 COMMAND = re.compile(r"python run\.py(?=[\s`)]|$)`?")
 TARGET = re.compile(r"`make ([a-z]+)")
+# Choices of files that a run has written, which --config-dir finds.
+MADE_BY_A_RUN = ("precision=allocated", "observer=proposed")
 # What only shows or starts, and the argument that follows it.
-FLAGS_WITH_VALUE = {"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--package", "-p"}
+FLAGS_WITH_VALUE = {"--config-dir", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--package", "-p"}
 
 
 def text_of(path: Path) -> str:
@@ -43,7 +45,9 @@ def overrides_of(arguments: str) -> list[str]:
     words = shlex.split(command if command.count('"') % 2 == 0 else command.rstrip(')"'))
     takes_value = [False, *(word in FLAGS_WITH_VALUE for word in words)]
     arguments_only = [word for word, skip in zip(words, takes_value, strict=False) if not skip]
-    return [word for word in arguments_only if not word.startswith("-") and ("=" in word or word[0] == "~")]
+    made = MADE_BY_A_RUN if "--config-dir" in words else ()
+    given = [word for word in arguments_only if not word.startswith("-") and ("=" in word or word[0] == "~")]
+    return [word for word in given if word not in made]
 
 
 def commands() -> list[tuple[str, str]]:

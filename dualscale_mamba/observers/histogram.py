@@ -99,6 +99,14 @@ class Histogram:
         self.maximum = torch.maximum(self.maximum, other.maximum)
         self.skipped += other.skipped
 
+    def merged(self) -> Histogram:
+        """All groups as one, at the same resolution."""
+        made = Histogram(resolution=self.resolution)
+        made.counts = self.counts.sum(0, keepdim=True)
+        made.minimum, made.maximum = self.minimum.amin(0, keepdim=True), self.maximum.amax(0, keepdim=True)
+        made.skipped = self.skipped
+        return made
+
     @property
     def total(self) -> Tensor:
         """Values counted, int64 ``(groups,)``."""

@@ -46,7 +46,10 @@ def show_fidelity(result: Mapping[str, Any], folder: Path) -> None:
             soft_wrap=True,
             markup=False,
         )
-    out.print(f"{where}/fidelity.csv, result.json, {FIGURE}", style="dim", soft_wrap=True)
+    made = [
+        name for name in ("fidelity.csv", "channels.csv", "channels.png", FIGURE) if (folder / name).is_file()
+    ]
+    out.print(f"{where}/{', '.join(made)}", style="dim", soft_wrap=True)
 
 
 def _panels(means: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

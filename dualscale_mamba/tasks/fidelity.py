@@ -17,6 +17,7 @@ from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.evaluation.base import Metric
 from dualscale_mamba.formats.base import ScaleMode
 from dualscale_mamba.formats.unquantized import Unquantized
+from dualscale_mamba.granularity import PerChannel
 from dualscale_mamba.observers.base import Observer
 from dualscale_mamba.observers.histogram import Histogram
 from dualscale_mamba.observers.per_layer import PerLayer
@@ -25,6 +26,7 @@ from dualscale_mamba.quantization.calibration import Calibration, calibration_ke
 from dualscale_mamba.quantization.fidelity import COLUMNS, Line, Proposal, compare, propose
 from dualscale_mamba.quantization.pipeline import prepare_and_calibrate, turn_on
 from dualscale_mamba.quantization.sensitivity import Bench, restored
+from dualscale_mamba.report.channel_map import write_channels
 from dualscale_mamba.report.fidelity import show_fidelity, write_fidelity_figure
 from dualscale_mamba.report.tables import near
 from dualscale_mamba.sites import short_name
@@ -44,7 +46,10 @@ HEADER = """\
 
 
 def run(config: DictConfig) -> None:
-    """Write ``fidelity.csv``, ``observer/proposed.yaml``, ``figure.png`` and ``result.json``, and print the tables."""
+    """Write tables, pictures, ``observer/proposed.yaml`` and ``result.json``, and print what is best.
+
+    ``fidelity.csv`` has every format in every layer, ``channels.csv`` every channel where channels are counted.
+    """
     folder = RunFolder.of(config)
     settings = config.task
     with open_session(config) as session:
@@ -61,6 +66,8 @@ def run(config: DictConfig) -> None:
                 own = replace(recipe, granularity=granularity)
                 counted = calibration if own == recipe else _calibrated(session, own)
                 lines += compare(name, _carriers(session, counted), modes, settings.percentiles)
+                if isinstance(granularity, PerChannel):
+                    _write_channels(session, folder, counted)
         _write_table(folder.path / TABLE, lines)
         content: dict[str, Any] = {"means": means(lines)}
         if settings.objective is not None:
@@ -95,6 +102,23 @@ def _carriers(session: Session, calibration: Calibration) -> dict[str, tuple[His
     }
 
 
+def _write_channels(session: Session, folder: RunFolder, calibration: Calibration) -> None:
+    """Which channels hold the outliers, by counts of each channel."""
+    percentile = _percentile(session)
+    found = {}
+    for name, (histogram, _) in _carriers(session, calibration).items():
+        threshold = histogram.merged().quantile(percentile).expand(histogram.groups)
+        shares = histogram.share_above(threshold)
+        found[name] = list(zip(shares.tolist(), histogram.absmax.tolist(), strict=True))
+    write_channels(folder.path, found, percentile, folder.identity["name"])
+
+
+def _percentile(session: Session) -> float:
+    """That of the configured thresholds, or the default where the observer has none."""
+    observer = session.recipe.observer
+    return observer.percentile if isinstance(observer, Percentile | PerLayer) else DEFAULT_PERCENTILE
+
+
 def _write_table(path: Path, lines: Sequence[Line]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -120,8 +144,7 @@ def means(lines: Sequence[Line]) -> list[dict[str, Any]]:
 
 def _proposed(session: Session, folder: RunFolder, calibration: Calibration) -> dict[str, Any]:
     """The proposals, written as an observer, and what they do to the whole."""
-    settings, observer = session.config.task, session.recipe.observer
-    percentile = observer.percentile if isinstance(observer, Percentile | PerLayer) else DEFAULT_PERCENTILE
+    settings, percentile = session.config.task, _percentile(session)
     session.reference = session.make_reference()
     with session.timed("proposals"):
         bench, _ = make_bench(session, calibration)

@@ -38,6 +38,13 @@ def test_what_it_proposes_can_be_run(
     assert len(result["fidelity"]["means"]) == 3 * 3 * 2
     assert (run / "figure.png").stat().st_size > 10_000
     assert "observer=proposed" in capsys.readouterr().out
+    shares: dict[str, list[float]] = {}
+    for row in csv.DictReader((run / "channels.csv").open()):
+        shares.setdefault(row["site"], []).append(float(row["outlier_share"]))
+    assert len(shares) == 2
+    for own in shares.values():  # one in a hundred lies beyond the threshold of 99 %, to a bin's width
+        assert sum(own) / len(own) == pytest.approx(0.01, abs=0.006)
+    assert (run / "channels.png").stat().st_size > 5_000
 
     proposed = OmegaConf.load(run / "observer" / "proposed.yaml")
     again = composed("debug=fast", "ops=reference", f"model={model}", "profiling=[]", "evaluation=[]")
