@@ -30,7 +30,17 @@ TARGET = re.compile(r"`make ([a-z]+)")
 # Choices of files that a run has written, which --config-dir finds.
 MADE_BY_A_RUN = ("precision=allocated", "observer=proposed")
 # What only shows or starts, and the argument that follows it.
-FLAGS_WITH_VALUE = {"--config-dir", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--package", "-p"}
+FLAGS_WITH_VALUE = {
+    "--config-dir",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--shell-completion",
+    "-sc",
+    "--package",
+    "-p",
+}
 
 
 def text_of(path: Path) -> str:

@@ -126,3 +126,17 @@ def test_refusals(device: torch.device) -> None:
         ops.decode(x, code)
     with pytest.raises(RuntimeError, match=r"decode: dtype is int32"):
         ops.decode(x.to(torch.int8), code, torch.int32)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    runs=st.lists(st.integers(1, 200), min_size=1, max_size=12), family=st.sampled_from(["knee", "table"]),
+    rows=st.integers(1, 3), seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_neighbouring_channels_with_one_code(runs: list[int], family: str, rows: int, seed: int) -> None:
+    """Runs of any length, shorter and longer than a register and than a block of channels."""
+    make = knee_rows if family == "knee" else table_rows
+    code = make(len(runs), seed=seed).repeat_interleave(torch.tensor(runs), dim=0)
+    x = normals(rows, code.shape[0], seed=seed) * 4
+    x[0, :: max(1, code.shape[0] // 7)] = math.nan
+    assert_same(x, code, torch.device("cpu"))
