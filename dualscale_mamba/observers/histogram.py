@@ -7,6 +7,8 @@ true minimum and maximum are kept beside the counts.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,23 @@ PER_CHANNEL_RESOLUTION = 4
 FEW_GROUPS = 32
 _FLOAT_BIAS = 127
 _FLOAT_MANTISSA = 23
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How a code fits counted values.
+
+    Attributes:
+        sqnr_db: Signal-to-quantization-noise ratio over all groups.
+        squared_error: Mean over all values.
+        codes_used: Different codes that the values reach, mean over groups.
+        clipped_share: Of the values, beyond the first or the last level, to a bin's width.
+    """
+
+    sqnr_db: float
+    squared_error: float
+    codes_used: float
+    clipped_share: float
 
 
 class Histogram:
@@ -198,21 +217,26 @@ class Histogram:
             The signal-to-quantization-noise ratio over all groups in dB, and the number of different codes that the
             values reach, mean over groups.
         """
+        found = self.coding(code, inside)
+        return found.sqnr_db, found.codes_used
+
+    def coding(self, code: Code, inside: int = 4) -> Coding:
+        """All that the counts say about a code."""
         values, weights, codes, decoded = self._coded(code, inside)
         noise = ((decoded.double() - values.double()).square().T * weights).sum()
         signal = (values.double().square().T * weights).sum()
-        used = torch.zeros(self.groups, 256, dtype=torch.float64)
-        used.scatter_add_(1, codes.T.long() + 128, (weights > 0).double())
-        ratio = 10.0 * torch.log10(signal.clamp_min(1e-30) / noise.clamp_min(1e-30))
-        return float(ratio), float((used > 0).sum(1).double().mean())
-
-    def clipped_share(self, code: Code) -> float:
-        """Share of the counted values that lie beyond the first or the last level, to a bin's width."""
-        values, weights = self.points(4)
-        values = values[:, None].expand(-1, self.groups).clamp(self.minimum, self.maximum)
+        total = weights.sum().clamp_min(1.0)
+        used = torch.zeros(self.groups, 256, dtype=torch.bool)
+        group, point = torch.nonzero(weights > 0, as_tuple=True)
+        used[group, codes[point, group].long() + 128] = True
         levels = code.levels().cpu()
         outside = (values < levels.amin(1)) | (values > levels.amax(1))
-        return float((weights * outside.T).sum() / weights.sum().clamp_min(1.0))
+        return Coding(
+            float(10.0 * torch.log10(signal.clamp_min(1e-30) / noise.clamp_min(1e-30))),
+            float(noise / total),
+            float(used.sum(1).double().mean()),
+            float((weights * outside.T).sum() / total),
+        )
 
     def state(self) -> dict[str, Tensor]:
         """Tensors from which :meth:`from_state` rebuilds the histogram."""

@@ -17,7 +17,7 @@ import torch
 from dualscale_mamba.formats.base import ScaleMode, Searchable
 from dualscale_mamba.formats.lloyd_max import LloydMax
 from dualscale_mamba.observers.base import Fitted
-from dualscale_mamba.observers.histogram import Histogram
+from dualscale_mamba.observers.histogram import FEW_GROUPS, Histogram
 from dualscale_mamba.observers.per_layer import PERCENTILE, Chosen
 from dualscale_mamba.observers.percentile import Percentile
 from dualscale_mamba.progress import bar
@@ -75,22 +75,18 @@ def compare(
     """
     for site, (histogram, floor) in bar(list(counted.items()), f"formats, {granularity}", "site"):
         bound, _ = histogram.quality(Percentile(100.0).fit(histogram, floor, LloydMax()).code)
+        # Many groups have many bins together: fewer points in each say as much, in half the time.
+        inside = 4 if histogram.groups <= FEW_GROUPS else 2
         for name, mode in modes.items():
             if mode.needs_floor and floor is None:
                 continue
             for percent in percentiles:
-                fitted = Percentile(percent).fit(histogram, floor, mode)
-                sqnr, used = histogram.quality(fitted.code)
+                code = Percentile(percent).fit(histogram, floor, mode).code
+                found = histogram.coding(code, inside)
                 yield Line(
-                    site, granularity, name, percent, sqnr, bound - sqnr, mean_squared_error(histogram, fitted),
-                    used, histogram.clipped_share(fitted.code), fitted.code.bits_per_value,
+                    site, granularity, name, percent, found.sqnr_db, bound - found.sqnr_db, found.squared_error,
+                    found.codes_used, found.clipped_share, code.bits_per_value,
                 )  # fmt: skip
-
-
-def mean_squared_error(histogram: Histogram, fitted: Fitted) -> float:
-    """Over all values of all groups."""
-    share = histogram.total.double() / histogram.total.sum().clamp_min(1)
-    return float((histogram.squared_error(fitted.code) * share).sum())
 
 
 @dataclass(frozen=True)
@@ -126,7 +122,7 @@ def candidates(
     """
     variants = mode.variants() if isinstance(mode, Searchable) else [mode]
     every = [Chosen(percent, _settings(variant, mode)) for percent in percentiles for variant in variants]
-    errors = [mean_squared_error(histogram, one.fit(histogram, floor, mode)) for one in every]
+    errors = [histogram.coding(one.fit(histogram, floor, mode).code).squared_error for one in every]
     order = sorted(range(len(every)), key=lambda index: errors[index])
     return [every[index] for index in order[:most]]
 
@@ -188,7 +184,7 @@ def error_of(bench: Bench, objective: str, name: str, site: Site, fitted: Fitted
     """
     histogram = bench.calibration.histograms[name]
     if objective == "mse":
-        return mean_squared_error(histogram, fitted)
+        return histogram.coding(fitted.code).squared_error
     index = bench.first(name)
     site.set_code(fitted.code.expanded(histogram.assignment).to(bench.model.device))
     try:
