@@ -30,7 +30,9 @@ TRACEBACK_LINES = 30
 LINE_LENGTH = 400
 STOPPED = "stopped"
 # What an attempt that did not end well has left; its log stays.
-PARTIAL = ("items_*.jsonl", "distribution.json", "figure.png", "wandb", RESULT)
+PARTIAL = (
+    "items_*.jsonl", "distribution.json", "figure.png", "fidelity.csv", "channels.*", "observer", "wandb", RESULT,
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
