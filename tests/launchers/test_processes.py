@@ -21,7 +21,8 @@ from dualscale_mamba.study.processes import Job, Slot, run_all
 ROOT = Path(processes.__file__).resolve().parents[2]
 # Starts two jobs that would sleep for a minute.
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup these tests inherit that it is ignored
 from pathlib import Path
 from dualscale_mamba.study.processes import Job, Slot, run_all
 sleep = (sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)")
