@@ -33,14 +33,19 @@ def problems(plain: dict[str, Any]) -> Iterator[ConfigError]:
             yield ConfigError(f"task.{key}", task[key], f"one of {', '.join(map(_shown, allowed))}")
     for key, words in LISTS.items():
         yield from _list(f"task.{key}", task[key], words, may_be_empty=key == "outer")
-    for key in COUNTS:
-        if not isinstance(task[key], int) or isinstance(task[key], bool) or task[key] < 1:
-            yield ConfigError(f"task.{key}", task[key], "a whole number above 0")
+    yield from counts(task, COUNTS)
     yield from _budget(task["budget"])
     if plain["model"].get("implementation") != "native":
         yield ConfigError(
             "model.implementation", plain["model"]["implementation"], "native with task=allocate"
         )
+
+
+def counts(task: dict[str, Any], keys: tuple[str, ...]) -> Iterator[ConfigError]:
+    """What is no whole number above 0 of a task's settings."""
+    for key in keys:
+        if not isinstance(task[key], int) or isinstance(task[key], bool) or task[key] < 1:
+            yield ConfigError(f"task.{key}", task[key], "a whole number above 0")
 
 
 def _shown(value: Any) -> str:

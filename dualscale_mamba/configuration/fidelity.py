@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from dualscale_mamba.configuration.allocation import counts
 from dualscale_mamba.errors import ConfigError
 
 TASK = "dualscale_mamba.tasks.fidelity.run"
@@ -25,9 +26,7 @@ def problems(plain: dict[str, Any]) -> Iterator[ConfigError]:
     for key in LISTS:
         if not isinstance(task[key], list) or not task[key]:
             yield ConfigError(f"task.{key}", task[key], "a list with at least one element")
-    for key in COUNTS:
-        if not isinstance(task[key], int) or isinstance(task[key], bool) or task[key] < 1:
-            yield ConfigError(f"task.{key}", task[key], "a whole number above 0")
+    yield from counts(task, COUNTS)
     if task["objective"] not in OBJECTIVES:
         yield ConfigError("task.objective", task["objective"], "one of mse, output, kl, null")
     if not isinstance(task["verify"], bool):

@@ -23,6 +23,7 @@ from dualscale_mamba.observers.percentile import Percentile
 from dualscale_mamba.progress import bar
 from dualscale_mamba.quantization.sensitivity import Bench, restored
 from dualscale_mamba.quantization.site import Site
+from dualscale_mamba.sites import short_name
 
 OBJECTIVES = ("mse", "output", "kl")
 
@@ -150,17 +151,12 @@ def propose(
         percentile: What the configuration has; it is always measured.
     """
     sites = {
-        name: site
-        for name, site in bench.model.sites().items()
-        if name.rpartition(".")[2] in bench.recipe.carriers
+        name: site for name, site in bench.model.sites().items() if short_name(name) in bench.recipe.carriers
     }
     found = []
     with restored(bench.model), torch.no_grad():
         for name, site in bar(list(sites.items()), f"proposals by {objective}", "site"):
-            histogram, mode = (
-                bench.calibration.histograms[name],
-                bench.recipe.mode_of(name.rpartition(".")[2]),
-            )
+            histogram, mode = bench.calibration.histograms[name], bench.recipe.mode_of(short_name(name))
             best = candidates(histogram, site.floor, mode, percentiles, most)
             trials = [Chosen(percentile), *best]
             errors = [
