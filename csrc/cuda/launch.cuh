@@ -46,6 +46,17 @@ inline int multiprocessors(int device) {
   return cached;
 }
 
+// The first number of its compute capability.
+inline int compute_major(int device) {
+  static thread_local int cached_device = -1;
+  static thread_local int cached = 0;
+  if (device != cached_device) {
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&cached, cudaDevAttrComputeCapabilityMajor, device));
+    cached_device = device;
+  }
+  return cached;
+}
+
 // Dynamic shared memory above 48 KiB must be asked for, kernel by kernel.
 template <class Kernel>
 void allow_shared(Kernel kernel, size_t bytes) {

@@ -15,15 +15,6 @@ constexpr int64_t kLibraryMultiple = 8;
 constexpr int64_t kFewRows = 32;       // from more on the matrix product is faster; see benchmarks/README.md
 constexpr int64_t kMapAlignment = 16;  // of addresses and rows that TMA copies
 
-bool is_on_hopper(int device) {
-  static thread_local int cached_device = -1, major = 0;
-  if (device != cached_device) {
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    cached_device = device;
-  }
-  return major == 9;
-}
-
 void multiply_on_hopper(const Rows& rows, const Tensor& weight, const Tensor& weight_scale,
                         int64_t group_size, const Epilogue& e, const OnDevice& device) {
   ManyRows p{static_cast<const int8_t*>(rows.tensor.data_ptr()), rows.stride, rows.count, rows.channels,
@@ -61,7 +52,7 @@ Tensor multiply(const char* op, const Tensor& x, const OptionalTensor& x_code, b
       weight_sum.data_ptr(), floats(bias), view_of(code),     kind_of(y),
       y.data_ptr(),          columns};
   const bool many = rows.count > kFewRows && depth % kMapAlignment == 0 && is_aligned(weight, kMapAlignment);
-  const bool is_hopper = is_on_hopper(x.get_device_index()), hopper = many && is_hopper;
+  const bool is_hopper = compute_major(x.get_device_index()) == 9, hopper = many && is_hopper;
   const bool library = !is_hopper && group_size == 0 && rows.count > kLibraryRows &&
                        depth % kLibraryMultiple == 0 && columns % kLibraryMultiple == 0 &&
                        is_aligned(weight, kLibraryMultiple);

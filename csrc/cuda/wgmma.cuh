@@ -1,4 +1,4 @@
-// Hopper's asynchronous parts, as thin as they come: barriers in shared memory, copies of boxes of a tensor
+// Hopper's asynchronous parts, as thin as they come, beside those of bulk.cuh: copies of boxes of a tensor
 // (TMA), and products of int8 matrices by a group of four warps (wgmma). Only in code for sm_90a.
 //
 // A tile of codes lies in shared memory as rows of 128 bytes, in the 128-byte swizzle of the copies: of each
@@ -8,7 +8,7 @@
 
 #include <cuda.h>
 
-#include "mma.cuh"
+#include "bulk.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define DUALSCALE_HOPPER 1
@@ -21,15 +21,6 @@ constexpr int kCodesOfProduct = 32;  // that one product takes of each row
 
 #if defined(DUALSCALE_HOPPER)
 
-__device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-
 // Arrives at the same barrier of block `rank` of the cluster. Without the order of a release in the whole
 // cluster, which would wait for memory: what a barrier here hands on was read by products that have ended, or
 // comes by a copy.
@@ -39,15 +30,6 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier, uint32_t rank) 
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
       "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
       "r"(rank)
-      : "memory");
-}
-
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nwait:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra finished;\nbra wait;\nfinished:\n}" ::"r"(barrier),
-      "r"(parity)
       : "memory");
 }
 
@@ -83,11 +65,6 @@ __device__ __forceinline__ void store_box(const CUtensorMap* map, uint32_t from,
 template <int kOpen>
 __device__ __forceinline__ void boxes_wait() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kOpen) : "memory");
-}
-
-// Makes this thread's writes to shared memory known to copies that are started after a barrier.
-__device__ __forceinline__ void fence_for_copies() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 __device__ __forceinline__ uint32_t cluster_rank() {
