@@ -1,9 +1,9 @@
 // Kernels that begin while the one before them ends (programmatic dependent launch, CUDA programming guide,
-// "Programmatic Dependent Launch and Synchronization"): what a block does before it needs the other's results,
-// and the launch itself, then cost no time of their own. GPUs older than Hopper launch as ever.
+// "Programmatic Dependent Launch and Synchronization"): what a block does before it needs the other's
+// results, and the launch itself, then cost no time of their own. GPUs older than Hopper launch as ever.
 //
-// Nothing may be read, and nothing written, before await_earlier(), weights included: whoever changed them may
-// be the kernel before.
+// Nothing may be read, and nothing written, before await_earlier(), weights included: whoever changed them
+// may be the kernel before.
 #pragma once
 
 #include <cuda_runtime.h>

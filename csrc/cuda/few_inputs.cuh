@@ -1,9 +1,10 @@
 // What a product of a few rows multiplies, and how it comes to the warps.
 //
-// The order of the depth is free as long as both operands agree, so that a lane takes neighbouring weights, 16
-// bytes where the groups allow it, and the matching values of x. In this wide form the rows of weights come to
-// shared memory in chunks by copies that no warp waits with (bulk.cuh): the loads of a warp stand in one queue,
-// where those of the last steps would keep the first from being multiplied. Rows begin at different banks.
+// The order of the depth is free as long as both operands agree, so that a lane takes neighbouring weights,
+// 16 bytes where the groups allow it, and the matching values of x. In this wide form the rows of weights
+// come to shared memory in chunks by copies that no warp waits with (bulk.cuh): the loads of a warp stand in
+// one queue, where those of the last steps would keep the first from being multiplied. Rows begin at
+// different banks.
 #pragma once
 
 #include "bulk.cuh"
@@ -39,8 +40,8 @@ struct FewRows {
     return kWide ? (k < depth ? kDepth : 0) : max(min(depth - k, kDepth), 0);
   }
 
-  static __device__ __forceinline__ void multiply_values(Part (&sum)[4], const uint32_t (&a)[4], uint32_t first,
-                                                         uint32_t second) {
+  static __device__ __forceinline__ void multiply_values(Part (&sum)[4], const uint32_t (&a)[4],
+                                                         uint32_t first, uint32_t second) {
     dualscale::multiply_add<X>(sum, a, low_halves(first, second), high_halves(first, second));
   }
 
@@ -99,13 +100,13 @@ struct FewGrid {
   int pieces;       // of sixteen columns, of a block
   int steps;        // of the depth
   // Of the wide form.
-  int chunk_steps, chunks;           // of a row of weights
-  int stages;                        // chunks that lie in shared memory at once
-  int row_stride, x_stride;          // bytes
-  int x_at, scales_at, sums_at;      // bytes; the weights begin at 0
-  int barriers_at;                   // one a stage, and one of x and the scales
-  bool is_ragged;                    // whether some lanes have nothing in the last step
-  bool copies_scales;                // whether they begin at a multiple of sixteen bytes
+  int chunk_steps, chunks;       // of a row of weights
+  int stages;                    // chunks that lie in shared memory at once
+  int row_stride, x_stride;      // bytes
+  int x_at, scales_at, sums_at;  // bytes; the weights begin at 0
+  int barriers_at;               // one a stage, and one of x and the scales
+  bool is_ragged;                // whether some lanes have nothing in the last step
+  bool copies_scales;            // whether they begin at a multiple of sixteen bytes
 };
 
 template <class F>
@@ -149,8 +150,8 @@ class FewInputs {
 #endif
   }
 
-  // Starts all the copies there is room for, the small ones first. The first thread does, or, before Hopper, every
-  // thread.
+  // Starts all the copies there is room for, the small ones first. The first thread does, or, before Hopper,
+  // every thread.
   __device__ __forceinline__ void start() const {
     if constexpr (F::kWide) {
       const int x_bytes = F::kStaged ? depth_ * static_cast<int>(sizeof(X)) : 0;
@@ -217,8 +218,8 @@ class FewInputs {
         }
       } else {
         const uint8_t* const from = weights_ + column_[r] * row_bytes() + threadIdx.x % 4 * F::kLaneBytes;
-        weight[r] = load_raw<uint8_t, F::kLaneBytes>(from + step * F::kStepBytes, false,
-                                                     left * F::kBitsOfWeight / 8);
+        weight[r] =
+            load_raw<uint8_t, F::kLaneBytes>(from + step * F::kStepBytes, false, left * F::kBitsOfWeight / 8);
       }
       if constexpr (F::kBitsOfWeight == 4) {
         const int at = column_[r] * grid_.groups + (min(first, depth_ - 1) >> grid_.group_shift);
@@ -227,7 +228,8 @@ class FewInputs {
     }
   }
 
-  // The values of x that belong to the weights of a step, of the row of tile `tile` that this lane multiplies.
+  // The values of x that belong to the weights of a step, of the row of tile `tile` that this lane
+  // multiplies.
   __device__ __forceinline__ typename F::Values values(int chunk, int inside, int tile) const {
     const int k = (chunk * grid_.chunk_steps + inside) * F::kStep + threadIdx.x % 4 * F::kDepth;
     const int left = F::left(depth_, k);

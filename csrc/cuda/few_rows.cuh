@@ -1,8 +1,8 @@
 // The product of a few rows with quantized weights: bound by reading the weights, once.
 //
 // A warp multiplies 16 columns' weights with up to 8 kTiles rows of x on the tensor cores, where the weights
-// are the larger operand and a row of x is a column. Several warps share the depth of the same columns and add
-// their sums in shared memory.
+// are the larger operand and a row of x is a column. Several warps share the depth of the same columns and
+// add their sums in shared memory.
 #pragma once
 
 #include "ahead.cuh"
@@ -128,7 +128,8 @@ __global__ void __launch_bounds__(most_threads(kBytes, kTiles), 1)
   }
 }
 
-// How many warps share the depth of sixteen columns, as a power of two: more where these would not fill the chip.
+// How many warps share the depth of sixteen columns, as a power of two: more where these would not fill the
+// chip.
 inline int split_shift_of(int64_t steps, int64_t pieces, int64_t most_warps, int64_t processors) {
   int shift = 0;
   while (int64_t{2} << shift <= most_warps && int64_t{1} << shift < steps &&

@@ -14,15 +14,16 @@ __device__ __forceinline__ void multiply_add(int (&sum)[4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Two of eight four-bit codes in a word as values, exactly: codes i and i + 2 for i = 0, 1, 4, 5, which begin at
-// bit kFirst of a half.
+// Two of eight four-bit codes in a word as values, exactly: codes i and i + 2 for i = 0, 1, 4, 5, which begin
+// at bit kFirst of a half.
 template <class T, int kFirst>
 __device__ __forceinline__ uint32_t pair_of_nibbles(uint32_t word) {
   // Below a large power of two the code's bits are the last of the mantissa; turning its sign bit adds 8. A
   // half's mantissa takes them four bits higher up as well, below a smaller power, which saves a shift.
   constexpr bool kIsHalf = std::is_same_v<T, __half>, kHigher = kIsHalf && kFirst % 8 == 4;
-  constexpr uint32_t kMask = kHigher ? 0x00f000f0u : 0x000f000fu,
-                     kOffset = kHigher ? 0x54805480u : kIsHalf ? 0x64086408u : 0x43084308u;
+  constexpr uint32_t kMask = kHigher ? 0x00f000f0u : 0x000f000fu, kOffset = kHigher   ? 0x54805480u
+                                                                            : kIsHalf ? 0x64086408u
+                                                                                      : 0x43084308u;
   uint32_t biased;
   // (word & mask) ^ offset in one instruction, of which the compiler makes two.
   asm("lop3.b32 %0, %1, %2, %3, 0x6a;"
