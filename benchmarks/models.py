@@ -7,8 +7,13 @@ Weights are random, of the sizes of a published model or of a folder's config.js
 arms are ``none`` (floating point), every precision named by ``--precisions`` with ``single`` and ``dual`` scales,
 ``transformers`` (that library's own model) and ``mamba_ssm`` with ``causal_conv1d`` on a GPU, each where it is
 installed; ``PyTorch`` is ``none`` on this package's reference operators, in fp32 or whatever the type is. In every
-round each arm reads the prompt once and then makes ``--tokens`` tokens, one after the other, each waited for; the order
-turns round from one round to the next. Shown are medians over the rounds, and how many times faster than the first arm.
+round each arm reads the prompt once, makes ``--tokens`` tokens of which each is waited for, and as many more with one
+wait at the end (streamed); the order turns round from one round to the next. Every token is the likeliest one, and the
+next step reads it. Shown are medians over the rounds, and how many times faster than the first arm.
+
+On a GPU this package's arms replay CUDA graphs of the prefill and of the step, and ``mamba_ssm`` the graph of the step
+that its own ``generate(cg=True)`` makes; its prefill and all of ``transformers``, which have none, launch every kernel.
+``--no-graphs`` lets all arms do that.
 """
 
 from __future__ import annotations
@@ -20,41 +25,28 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from model_arms import Arm, official_arm, own_arm, transformers_arm
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from dualscale_mamba import ops
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.models.config import DTYPES, Mamba2Config, MambaConfig, ModelConfig
+from dualscale_mamba.models.config import DTYPES, ModelConfig
 from dualscale_mamba.models.initial import initialize
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.profiling.latency import wait
-from dualscale_mamba.profiling.memory import stored_tensors
 from dualscale_mamba.profiling.table import recipe_of, size_of
 from dualscale_mamba.quantization.pipeline import convert, prepare_and_calibrate
 
 SCALE_MODES = ("single", "dual")
 CALIBRATION = (2, 64)  # sequences and tokens
 SEED = 0
-
-
-@dataclass
-class Arm:
-    """One implementation: ``prefill`` gives a cache, ``step`` makes one token with it."""
-
-    name: str
-    prefill: Callable[[Tensor], Any]
-    step: Callable[[Tensor, Any], Any]
-    bytes: int
-    ops: str = "compiled"
-    first: list[float] = field(default_factory=list)
-    following: list[float] = field(default_factory=list)
 
 
 def native(config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype) -> MambaLM:
@@ -67,83 +59,21 @@ def native(config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype) 
     return model.eval()
 
 
-def own_arm(name: str, model: MambaLM, implementation: str = "compiled") -> Arm:
-    """An arm of this package."""
-
-    def prefill(prompt: Tensor) -> Any:
-        cache = model.allocate_cache(len(prompt))
-        model(prompt, cache=cache, last_only=True).argmax(-1)
-        return cache
-
-    size = sum(tensor.nbytes for _, tensor in stored_tensors(model))
-    return Arm(name, prefill, lambda token, cache: model.step(token, cache).argmax(-1), size, implementation)
-
-
 def own_arms(config: ModelConfig, options: argparse.Namespace, dtype: torch.dtype) -> Iterator[Arm]:
     """Floating point, on kernels and on PyTorch's operators, and every precision with each scale mode."""
     device = torch.device(options.device)
     weights = initialize(config, SEED, device)
     plain = native(config, weights, dtype)
-    yield own_arm("none", plain)
+    yield own_arm("none", plain, options.graphs)
     if device.type == "cpu":
-        yield own_arm("none, PyTorch", plain, "reference")
+        yield own_arm("none, PyTorch", plain, False, "reference")
     ids = torch.randint(0, config.vocab_size, CALIBRATION, device=device)
     for precision in options.precisions.split(","):
         for mode in SCALE_MODES:
             recipe = recipe_of(precision, config.family, f"scale_mode={mode}", *options.override)
             model = native(config, weights, dtype)
             convert(model, prepare_and_calibrate(model, [ids], recipe), recipe)
-            yield own_arm(f"{precision} {mode}", model)
-
-
-def transformers_arm(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Arm:
-    """That library's model; it takes the official kernels where they are installed, and PyTorch's operators else."""
-    from transformers import Mamba2Config as Second
-    from transformers import Mamba2ForCausalLM, MambaForCausalLM
-    from transformers import MambaConfig as First
-
-    shared = {
-        "hidden_size": config.d_model, "num_hidden_layers": config.n_layer, "vocab_size": config.vocab_size,
-        "state_size": config.d_state, "conv_kernel": config.d_conv, "expand": config.expand,
-        "tie_word_embeddings": config.tie_embeddings,
-    }  # fmt: skip
-    with torch.device(device):
-        if isinstance(config, MambaConfig):
-            model: Any = MambaForCausalLM(First(**shared, time_step_rank=config.dt_rank))
-        else:
-            assert isinstance(config, Mamba2Config)
-            own = {
-                "num_heads": config.n_heads, "head_dim": config.head_dim, "n_groups": config.n_groups,
-                "chunk_size": config.chunk_size,
-            }  # fmt: skip
-            model = Mamba2ForCausalLM(Second(**shared, **own))
-    model = model.to(dtype).eval()
-
-    def prefill(prompt: Tensor) -> Any:
-        output = model(prompt, use_cache=True, logits_to_keep=1)
-        output.logits.argmax(-1)
-        return output.cache_params
-
-    def step(token: Tensor, cache: Any) -> Any:
-        return model(token[:, None], cache_params=cache, use_cache=True).logits.argmax(-1)
-
-    return Arm("transformers", prefill, step, sum(p.nbytes for p in model.parameters()))
-
-
-def official_arm(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Arm:
-    """The models of ``mamba_ssm``."""
-    from dualscale_mamba.models.official import OfficialLM
-
-    weights = {name: value.to(dtype) for name, value in initialize(config, SEED, device).items()}
-    model = OfficialLM(config, weights, dtype, torch.float32, device)
-
-    def prefill(prompt: Tensor) -> Any:
-        cache = model.allocate_cache(len(prompt))
-        model(prompt, cache=cache, last_only=True).argmax(-1)
-        return cache
-
-    size = sum(p.nbytes for p in model.parameters())
-    return Arm("mamba_ssm", prefill, lambda token, cache: model.step(token, cache).argmax(-1), size)
+            yield own_arm(f"{precision} {mode}", model, options.graphs)
 
 
 def arms_of(config: ModelConfig, options: argparse.Namespace, dtype: torch.dtype) -> list[Arm]:
@@ -153,7 +83,8 @@ def arms_of(config: ModelConfig, options: argparse.Namespace, dtype: torch.dtype
     if options.peers and importlib.util.find_spec("transformers"):
         arms.append(transformers_arm(config, device, dtype))
     if options.peers and device.type == "cuda" and importlib.util.find_spec("mamba_ssm"):
-        arms.append(official_arm(config, device, dtype))
+        weights = initialize(config, SEED, device)
+        arms.append(official_arm(config, weights, dtype, 2 * options.tokens, options.graphs))
     return arms
 
 
@@ -166,14 +97,28 @@ def measure(arms: list[Arm], batch: int, options: argparse.Namespace) -> None:
         for arm in arms if number % 2 else arms[::-1]:
             with ops.implementation(arm.ops):
                 caches: list[Any] = []
-                first = _milliseconds(lambda a=arm, c=caches: c.append(a.prefill(prompt)), device)
-                following = [
-                    _milliseconds(lambda a=arm, c=caches: a.step(token, c[0]), device)
-                    for _ in range(options.tokens)
-                ]
+                first = _milliseconds(partial(_prefill, arm, caches, prompt), device)
+                made = [token]
+                step = partial(_step, arm, caches, made)
+                following = [_milliseconds(step, device) for _ in range(options.tokens)]
+                streamed = _milliseconds(partial(_repeat, step, options.tokens), device)
             if number:
                 arm.first.append(first)
                 arm.following.append(statistics.median(following))
+                arm.streamed.append(streamed / options.tokens)
+
+
+def _prefill(arm: Arm, caches: list[Any], prompt: Tensor) -> None:
+    caches.append(arm.prefill(prompt))
+
+
+def _step(arm: Arm, caches: list[Any], made: list[Tensor]) -> None:
+    made.append(arm.step(made.pop(), caches[0]))
+
+
+def _repeat(work: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        work()
 
 
 def _milliseconds(work: Callable[[], object], device: torch.device) -> float:
@@ -187,15 +132,20 @@ def _milliseconds(work: Callable[[], object], device: torch.device) -> float:
 def shown(arms: list[Arm], title: str) -> Table:
     """Medians and ratios to the first arm."""
     table = Table(title=title, title_justify="left")
-    for head in ("arm", "weights MB", "prefill ms", "times faster", "token ms", "times faster"):
-        table.add_column(head, justify="left" if head == "arm" else "right")
+    heads = ["arm", "graphs", "weights MB"]
+    for head in ("prefill ms", "token ms waited", "token ms streamed"):
+        heads += [head, "times faster"]
+    for head in heads:
+        is_arm = head == "arm"
+        table.add_column(head, justify="left" if is_arm else "right", no_wrap=is_arm)
     base = arms[0]
     for arm in arms:
         cells: list[str] = []
-        for own, other in ((arm.first, base.first), (arm.following, base.following)):
+        pairs = (arm.first, base.first), (arm.following, base.following), (arm.streamed, base.streamed)
+        for own, other in pairs:
             time_of, time_of_base = statistics.median(own), statistics.median(other)
-            cells += [f"{time_of:.2f}", f"{time_of_base / time_of:.2f}"]
-        table.add_row(arm.name, f"{arm.bytes / 1e6:.1f}", *cells)
+            cells += [f"{time_of:.3f}", f"{time_of_base / time_of:.2f}"]
+        table.add_row(arm.name, "yes" if arm.graphs else "no", f"{arm.bytes / 1e6:.1f}", *cells)
     return table
 
 
@@ -216,6 +166,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16 on a GPU, float32 on the CPU")
     parser.add_argument("--threads", type=int, help="of the CPU")
+    parser.add_argument(
+        "--no-graphs", dest="graphs", action="store_false", help="launch every kernel on a GPU"
+    )
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="this package alone")
     parser.add_argument("--out", type=Path, help="write all numbers as JSON")
     return parser.parse_args()
@@ -240,13 +193,14 @@ def main() -> None:
     results = []
     for batch in map(int, options.batches.split(",")):
         for arm in arms:
-            arm.first, arm.following = [], []
+            arm.first, arm.following, arm.streamed = [], [], []
         measure(arms, batch, options)
         title = f"{options.model}, {name}, batch {batch}, {options.prompt} tokens, {where}, torch {torch.__version__}"
         Console(width=None if sys.stdout.isatty() else 120).print(shown(arms, title))
         for arm in arms:
-            times = {"prefill_ms": arm.first, "token_ms": arm.following}
-            results.append({"arm": arm.name, "batch": batch, "bytes": arm.bytes, **times})
+            times = {"prefill_ms": arm.first, "token_ms": arm.following, "streamed_token_ms": arm.streamed}
+            facts = {"arm": arm.name, "graphs": arm.graphs, "batch": batch, "bytes": arm.bytes}
+            results.append({**facts, **times})
     if options.out:
         facts = {"model": options.model, "dtype": name, "device": where, "prompt": options.prompt}
         options.out.write_text(json.dumps({**facts, "results": results}, indent=1))

@@ -27,6 +27,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "precision.rotate": (True, False),
     "precision.rotate_residual": (True, False),
     "tracker.mode": ("offline", "online", "disabled"),
+    "task.cuda_graphs": (True, False),
+    "profiling.*.cuda_graphs": (True, False),
 }
 # Nodes that no constructor reads, so that nothing else would notice a key too many.
 KEYS = {

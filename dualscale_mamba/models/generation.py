@@ -12,7 +12,10 @@ from dualscale_mamba.errors import ConfigError
 
 
 class Generator(Protocol):
-    """What can generate: a prefill and a one-token step on a cache."""
+    """What can generate: a prefill and a one-token step on a cache.
+
+    A model, or the same with CUDA graphs, :class:`~dualscale_mamba.models.graphs.GraphedLM`.
+    """
 
     def __call__(self, input_ids: Tensor, cache: Any = None, last_only: bool = False) -> Tensor:
         """(B, L) -> logits (B, L, V) or (B, 1, V)."""

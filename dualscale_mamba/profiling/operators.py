@@ -53,8 +53,9 @@ class Breakdown:
     """One prefill or step.
 
     Attributes:
-        milliseconds: Of the whole, timed without any instrument.
-        operators: Longest first. What they leave of the whole is time in which no operator runs: Python, launches.
+        milliseconds: Of the whole, timed without any instrument, by CUDA graphs where they are used.
+        operators: Longest first. What they leave of the whole is time in which no operator runs: Python and launches,
+            or in a graph what lies between two kernels.
     """
 
     milliseconds: float
@@ -62,7 +63,7 @@ class Breakdown:
 
     @property
     def rest(self) -> float:
-        """Milliseconds outside operators; 0 where the instrument has cost more than that."""
+        """Milliseconds outside operators; 0 where the instrument has cost more, or kernels overlap by more."""
         return max(0.0, self.milliseconds - sum(each.milliseconds for each in self.operators))
 
 
@@ -130,18 +131,22 @@ def break_down(
     device: torch.device,
     repeats: int,
     warmup: int,
+    whole: Callable[[], object] | None = None,
 ) -> Breakdown:
     """Time a call as it is, then once more with every operator named.
 
     Args:
-        work: The call; repeated.
+        work: The call; repeated. Its operators are seen one by one, so it is no replay of a graph.
         roles: From :func:`roles_of`.
         ceilings: Of the device.
         device: Where it runs.
         repeats: Of each; medians are taken.
         warmup: Calls before that are not counted.
+        whole: What is timed as it is in the place of ``work``: the same kernels, replayed.
     """
-    whole = median(timed(work, device, warmup, repeats))
+    total = median(timed(work if whole is None else whole, device, warmup, repeats))
+    if whole is not None:
+        timed(work, device, warmup, 0)  # what it makes once belongs to no operator
     found: dict[str, list[float]] = {}
     for _ in range(repeats):
         recorder = Recorder(roles)
@@ -153,7 +158,7 @@ def break_down(
         operators.append(
             OperatorTime(name, recorder.calls[name], median(times), recorder.work[name], floor, bound)
         )
-    return Breakdown(whole, sorted(operators, key=lambda each: -each.milliseconds))
+    return Breakdown(total, sorted(operators, key=lambda each: -each.milliseconds))
 
 
 def _spans(work: Callable[[], object], recorder: Recorder, device: torch.device) -> dict[str, float]:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from dualscale_mamba.models.generation import generate
+from dualscale_mamba.models.graphs import graphed
 from dualscale_mamba.tasks.record import RunFolder
 from dualscale_mamba.tasks.session import Session, open_session
 
@@ -50,8 +51,9 @@ def tokens(session: Session) -> Iterator[int]:
     """Up to ``task.tokens`` token ids, ended early by the end-of-text token."""
     settings, tokenizer = session.config.task, session.pretrained.tokenizer
     prompt = tokenizer.encode(str(settings.prompt)) or [tokenizer.eos_id]
+    model, _ = graphed(session.model)  # the same tokens, sooner
     made = generate(
-        session.model,
+        model,
         torch.tensor([prompt], device=session.device),
         max_new_tokens=int(settings.tokens),
         temperature=float(settings.temperature),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 
 from dualscale_mamba.configuration import instantiate
 from dualscale_mamba.evaluation.base import Metric
+from dualscale_mamba.models.graphs import graphed
 from dualscale_mamba.profiling import ceilings
 from dualscale_mamba.profiling.latency import Drive
 from dualscale_mamba.profiling.operators import Breakdown, break_down, roles_of
 from dualscale_mamba.profiling.process import Watched
 from dualscale_mamba.progress import bar
-from dualscale_mamba.quantization.pipeline import QuantizationReport
 from dualscale_mamba.report.operators import show_operators, write_operator_figure
 from dualscale_mamba.tasks.profilers import run_profilers
 from dualscale_mamba.tasks.record import RunFolder
@@ -39,43 +39,56 @@ def run(config: DictConfig) -> None:
     ):
         report = session.quantize()
         memory = Watched(session.device)
-        phases, rates = _phases(session)
+        operators = _phases(session)
         held = {f"memory/{name}": Metric(size, "bytes", "lower") for name, size in memory.bytes().items()}
-        metrics = run_profilers(session, report) | _metrics(phases) | held
-        result = folder.write_result(_result(session, report, metrics, phases, rates))
+        metrics = run_profilers(session, report) | _metrics(operators["phases"]) | held
+        result = folder.write_result(
+            {**result_of("profile", session, report, metrics), "operators": operators}
+        )
         write_operator_figure(folder.path, result)
         tracked.log(result, folder.path)
     if not folder.in_multirun:
         show_operators(result, folder.path)
 
 
-def _phases(session: Session) -> tuple[list[dict[str, Any]], ceilings.Ceilings]:
-    """Each prefill and each step of the configured sizes, and the ceilings of the device."""
+def _phases(session: Session) -> dict[str, Any]:
+    """Each prefill and each step of the configured sizes, the device's ceilings, and whether graphs were replayed."""
     settings = session.config.task
     with session.timed("ceilings"):
         rates = ceilings.measure(session.device, session.model.dtype)
+    model, reason = graphed(session.model, settings.cuda_graphs)
     found = []
     with session.timed("operators"):
-        for name, batch, length, work in bar(list(_calls(session)), "operators", "size"):
-            phase = {"phase": name, "batch": batch, "length": length}
+        for name, batch, length in bar(list(_sizes(session)), "operators", "size"):
+            work, whole = _call(session, session.model, name, batch, length), None
+            if model is not session.model:
+                whole = _call(session, model, name, batch, length)
             broken = break_down(
-                work, roles_of(session.model), rates, session.device, settings.repeats, settings.warmup
+                work, roles_of(session.model), rates, session.device, settings.repeats, settings.warmup, whole
             )
-            found.append({**phase, **_plain(broken)})
-    return found, rates
+            found.append({"phase": name, "batch": batch, "length": length, **_plain(broken)})
+    graphs = {"used": reason is None, "reason": reason}
+    return {"ceilings": asdict(rates), "phases": found, "cuda_graphs": graphs}
 
 
-def _calls(session: Session) -> Iterator[tuple[str, int, int, Any]]:
-    """Prefills of every size, then a step of every batch behind the first length."""
+def _sizes(session: Session) -> Iterator[tuple[str, int, int]]:
+    """Prefills of every size, then a step of every batch."""
     settings = session.config.task
     for batch in settings.batch_sizes:
         for length in settings.prompt_lengths:
-            yield "prefill", batch, length, Drive(session.model, batch, length, session.device).prefill
+            yield "prefill", batch, length
     for batch in settings.batch_sizes:
-        drive = Drive(session.model, batch, settings.prompt_lengths[0], session.device)
-        with torch.inference_mode():
-            drive.fill()
-        yield "decode", batch, 1, drive.step
+        yield "decode", batch, 1
+
+
+def _call(session: Session, model: Any, phase: str, batch: int, length: int) -> Callable[[], object]:
+    """A prefill, or a step behind a prompt of the first length."""
+    if phase == "prefill":
+        return Drive(model, batch, length, session.device).prefill
+    drive = Drive(model, batch, session.config.task.prompt_lengths[0], session.device)
+    with torch.inference_mode():
+        drive.fill()
+    return drive.step
 
 
 def _plain(broken: Breakdown) -> dict[str, Any]:
@@ -101,14 +114,3 @@ def _metrics(phases: list[dict[str, Any]]) -> dict[str, Metric]:
         )
         for each in phases
     }
-
-
-def _result(
-    session: Session,
-    report: QuantizationReport,
-    metrics: dict[str, Metric],
-    phases: list[dict[str, Any]],
-    rates: ceilings.Ceilings,
-) -> dict[str, Any]:
-    content = result_of("profile", session, report, metrics)
-    return {**content, "operators": {"ceilings": asdict(rates), "phases": phases}}

@@ -57,6 +57,8 @@ MISTAKES = {
     "calibration.source=wikipedia_en": "data.root=None: allowed is a folder with text/wikipedia_en.valid.txt",
     "evaluation.divergence.batch_size=0": "evaluation.divergence.batch_size=0: allowed is at least 1",
     "evaluation.perplexity.source=bible": "evaluation.perplexity.source=bible: allowed is one of",
+    "profiling.latency.cuda_graphs=1": "profiling.latency.cuda_graphs=1: allowed is one of true, false",
+    "task=profile task.cuda_graphs=null": "task.cuda_graphs=None: allowed is one of true, false",
     "profiling.latency.tokens=0": "profiling.latency.tokens=0: allowed is a whole number above 0",
     "profiling.latency.batch_sizes=[]": "profiling.latency.batch_sizes=[]: allowed is a list of whole numbers",
     "profiling.latency.prompt_lengths=[0]": "profiling.latency.prompt_lengths=0: allowed is a whole number above 0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -128,6 +129,23 @@ def test_every_layer_has_its_line() -> None:
     assert times == sorted(times, reverse=True)
     assert broken.milliseconds > 0
     assert broken.rest >= 0
+
+
+def test_the_whole_may_be_another_way_to_the_same() -> None:
+    """Operators of the call that shows them, the time of the one that is wanted."""
+    waits, calls = [], []
+
+    def whole() -> None:
+        waits.append(time.sleep(0.05))
+
+    def work() -> None:
+        calls.append(torch.ones(2) + 1)
+
+    broken = break_down(work, {}, RATES, CPU, repeats=2, warmup=1, whole=whole)
+    assert (len(waits), len(calls)) == (3, 3)
+    assert broken.milliseconds >= 50
+    assert {one.name for one in broken.operators} >= {"aten add"}
+    assert broken.rest > 40
 
 
 def test_the_floor_is_that_of_the_scarcest() -> None:

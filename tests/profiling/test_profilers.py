@@ -48,17 +48,22 @@ def test_shared_memory_is_one_tensor() -> None:
 def test_latency_has_ordered_percentiles(subject: Subject) -> None:
     with ops.implementation("reference"):
         metrics = Latency(batch_sizes=(1, 2), prompt_lengths=(4,), prompts=3, tokens=3, warmup=1)(subject)
-    assert len(metrics) == 2 * (3 * 3 + 2)
+    assert len(metrics) == 2 * (3 * 3 + 2) + 1
     for kind in ("ttft", "tpot", "ttlt"):
         low, middle, high = (metrics[f"latency/{kind}/batch_2_prompt_4/p{p}"].value for p in (10, 50, 90))
         assert 0 < low <= middle <= high
 
 
-def test_throughput_is_that_of_the_medians(subject: Subject) -> None:
+@pytest.mark.parametrize("cold", [False, True])
+def test_throughput_is_that_of_the_medians(subject: Subject, cold: bool) -> None:
+    """Of decoding only where caches are cold: else steps are not waited for one by one."""
     with ops.implementation("reference"):
-        metrics = Latency(batch_sizes=(2,), prompt_lengths=(4,), prompts=2, tokens=2, warmup=0)(subject)
+        metrics = Latency(batch_sizes=(2,), prompt_lengths=(4,), prompts=2, tokens=2, warmup=0, cold=cold)(
+            subject
+        )
     found = {name: metric.value for name, metric in metrics.items()}
-    for kind, what, tokens in (("prefill", "ttft", 8), ("decode", "tpot", 2)):
+    assert found["throughput/decode/batch_2_prompt_4"] > 0
+    for kind, what, tokens in (("prefill", "ttft", 8), ("decode", "tpot", 2))[: 1 + cold]:
         milliseconds = found[f"latency/{what}/batch_2_prompt_4/p50"]
         assert found[f"throughput/{kind}/batch_2_prompt_4"] == pytest.approx(1e3 * tokens / milliseconds)
 
@@ -68,6 +73,28 @@ def test_the_last_token_is_that_of_a_generation(subject: Subject) -> None:
         drive = Drive(subject.model, 1, 4, subject.device)
         *_, last = generate(subject.model, drive.prompt, max_new_tokens=5, temperature=0.0)
         assert torch.equal(drive.to_the_last(5), last)
+
+
+def test_steps_are_those_of_a_generation(subject: Subject) -> None:
+    with ops.implementation("reference"), torch.inference_mode():
+        drive = Drive(subject.model, 1, 4, subject.device)
+        drive.fill()
+        cache = subject.model.allocate_cache(1)
+        subject.model(drive.prompt, cache)
+        token = drive.prompt[:, -1]
+        for _ in range(3):
+            token = subject.model.step(token, cache).argmax(-1)
+        assert torch.equal(drive.steps(3), token)
+
+
+def test_no_graphs_on_the_cpu_and_why(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "dualscale_mamba")
+    with ops.implementation("reference"):
+        metrics = Latency(batch_sizes=(1, 2), prompt_lengths=(4,), prompts=1, tokens=1, warmup=0)(subject)
+    assert metrics["latency/cuda_graphs"].value == 0.0
+    assert [record.message for record in caplog.records if "CUDA graphs" in record.message] == [
+        "latency without CUDA graphs: the model lies on cpu"
+    ]
 
 
 def test_a_cold_call_comes_after_its_flush() -> None:

@@ -26,6 +26,7 @@ def test_phases_and_picture(
     config = composed(*SMALL, "task.prompt_lengths=[8]", f"model={model}", f"precision={precision}", *four)
     tasks.run(config)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["operators"]["cuda_graphs"] == {"used": False, "reason": "the model lies on cpu"}
     phases = result["operators"]["phases"]
     assert [(each["phase"], each["batch"], each["length"]) for each in phases] == [
         ("prefill", 1, 8), ("prefill", 2, 8), ("decode", 1, 1), ("decode", 2, 1),
