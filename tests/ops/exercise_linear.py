@@ -12,7 +12,16 @@ from dualscale_mamba import ops
 from dualscale_mamba.ops.reference_linear import decode_int4
 
 # Rows, inputs, outputs; with 4 bits the group size too.
-SIZES = ((1, 64, 24), (3, 48, 7), (9, 33, 5), (17, 64, 32), (40, 72, 40), (33, 30, 9), (20, 128, 16))
+SIZES = (
+    (1, 64, 24),
+    (3, 48, 7),
+    (9, 33, 5),
+    (17, 64, 32),
+    (40, 72, 40),
+    (33, 30, 9),
+    (20, 128, 16),
+    (2, 7216, 40),  # sixteen rows of weights are more than a block of few rows holds
+)
 INT4_SIZES = (
     (1, 64, 24, 32),
     (2, 160, 7, 128),
@@ -23,6 +32,7 @@ INT4_SIZES = (
     (33, 160, 192, 64),
     (65, 96, 200, 256),
     (129, 264, 40, 128),
+    (3, 14368, 24, 128),
 )
 
 
@@ -46,9 +56,10 @@ def linear(make: Inputs) -> Iterator[Case]:
 
 
 def int4_weights(make: Inputs, depth: int, columns: int, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Packed codes, scales and sums of rows; the codes lie one byte behind an aligned address."""
-    room = make.codes(columns * depth // 2 + 1).view(torch.uint8)
-    packed = room[1:].view(columns, depth // 2)
+    """Packed codes, scales and sums of rows; an odd number of columns begins behind an aligned address."""
+    odd = columns % 2
+    room = make.codes(columns * depth // 2 + odd).view(torch.uint8)
+    packed = room[odd:].view(columns, depth // 2)
     scale = make.floats(columns, -(-depth // group_size), dtype=torch.float16, scale=0.1)
     total = decode_int4(packed, scale, group_size, torch.float64).sum(dim=1).float()
     return packed, scale, total

@@ -43,6 +43,8 @@ SHAPES = [
     ((129,), 64, 5120, 32),
     ((257,), 160, 200, 32),
     ((300,), 2560, 40, 128),
+    ((2,), 7216, 40, 128),  # sixteen rows of weights are more than a block of few rows holds, of int8 ...
+    ((3,), 14368, 24, 128),  # ... and of int4
 ]
 # Of weights with a scale a column only: nothing need be even.
 ODD_SHAPES = [
