@@ -1,6 +1,8 @@
 // Causal depthwise convolution + bias + SiLU + encode for one token; the window of inputs is shifted in
 // place.
+#include "ahead.cuh"
 #include "conv.cuh"
+#include "prefetch.cuh"
 
 namespace dualscale {
 namespace {
@@ -13,22 +15,49 @@ struct Token {
   bool x_aligned, state_aligned, out_aligned;
 };
 
+// What a thread will read that no kernel of the same step has written: parameters and the state.
+template <class T>
+__device__ __forceinline__ void prefetch_token(const ConvParameters& p, const T* state, int64_t channel,
+                                               int valid, int64_t state_row_stride) {
+  constexpr int kSector = 8;  // floats that one prefetch surely brings
+  const float* weight = p.weight + channel * p.taps;
+  for (int i = 0; i < valid * p.taps; i += kSector) {
+    prefetch_sector(weight + i);
+  }
+  if (p.bias) {
+    prefetch_sector(p.bias + channel);
+  }
+  if (p.code.rows && p.code.per_channel && !p.code.is_table) {
+    for (int i = 0; i < valid * kKneeWidth; i += kSector) {
+      prefetch_sector(p.code.rows + channel * kKneeWidth + i);
+    }
+  }
+  for (int row = 0; row + 1 < p.taps; ++row) {
+    prefetch_sector(state + row * state_row_stride);
+  }
+}
+
 template <class T, class Result>
 __global__ void __launch_bounds__(kThreads)
     convolve_token(const T* x, T* state, typename Result::Out* out, ConvParameters p, Token s) {
   __shared__ float table[std::is_same_v<Result, TableResult> ? kTableWidth : 1];
-  load_shared_table<Result>(p.code, table);
   const unsigned item = blockIdx.x * kThreads + threadIdx.x;
   const int64_t channel = static_cast<int64_t>(item % s.vectors) * kConvVector;
   const int64_t batch = item / s.vectors;
+  const int valid = static_cast<int>(min(static_cast<int64_t>(kConvVector), p.channels - channel));
+  x += batch * s.x_stride + channel;
+  state += batch * s.state_batch_stride + channel;
+  if (batch < s.batch) {
+    prefetch_token(p, state, channel, valid, s.state_row_stride);
+  }
+  await_earlier();
+  admit_later();
+  load_shared_table<Result>(p.code, table);
   if (batch >= s.batch) {
     return;
   }
-  const int valid = static_cast<int>(min(static_cast<int64_t>(kConvVector), p.channels - channel));
   const Convolution<T, false> conv(p, channel, valid, Result::kMutesNan);
   const Result result(p.code, table, channel, valid);
-  x += batch * s.x_stride + channel;
-  state += batch * s.state_batch_stride + channel;
 
   float window[kMaxTaps][kConvVector] = {};
   Raw<T, kConvVector> raw[kMaxTaps];
@@ -85,10 +114,9 @@ Tensor causal_conv1d_update(const Tensor& x, const OptionalTensor& x_code, const
     s.state_aligned = is_aligned(state, Raw<T, kConvVector>::kAlignment);
     dispatch_result(p.code, dtype, [&](auto result) {
       using Result = typename decltype(result)::type;
-      convolve_token<T, Result><<<grid, kThreads, 0, device.stream>>>(
-          static_cast<const T*>(x.data_ptr()), static_cast<T*>(state.data_ptr()),
-          static_cast<typename Result::Out*>(out.data_ptr()), p, s);
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
+      launch_early(convolve_token<T, Result>, grid, kThreads, 0, x.get_device_index(), device.stream,
+                   static_cast<const T*>(x.data_ptr()), static_cast<T*>(state.data_ptr()),
+                   static_cast<typename Result::Out*>(out.data_ptr()), p, s);
     });
   });
   return out;

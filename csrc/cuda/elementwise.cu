@@ -1,5 +1,5 @@
 // encode and decode: bitwise what the PyTorch reference gives.
-#include "launch.cuh"
+#include "ahead.cuh"
 #include "vector.cuh"
 
 namespace dualscale {
@@ -38,6 +38,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr int kTurns = kCodes == 1 ? 1 : kTurnsPerChannelCode;
   constexpr int kWidth = kTable ? kTableWidth : kKneeWidth;
   __shared__ float table[kTable && kCodes == 1 ? kTableWidth : 1];
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t channel = item % shape.vectors * kVector;
+  int64_t first = item / shape.vectors * kRowsPerThread * kTurns;
+  await_earlier();
+  admit_later();
   if constexpr (kTable && kCodes == 1) {
     for (int i = threadIdx.x; i < kTableWidth; i += kThreads) {
       table[i] = rows[i];
@@ -45,9 +50,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
     rows = table;
   }
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t channel = item % shape.vectors * kVector;
-  int64_t first = item / shape.vectors * kRowsPerThread * kTurns;
   if (first >= shape.rows) {
     return;
   }
@@ -109,8 +111,8 @@ void launch(const char* op, const Tensor& input, const Tensor& code, Tensor& out
   const auto* in = static_cast<const In*>(rows.tensor.data_ptr());
   auto* out = static_cast<Out*>(output.data_ptr());
   const auto run = [&](auto kernel) {
-    kernel<<<grid, kThreads, 0, device.stream>>>(in, out, floats(code), shape);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch_early(kernel, grid, kThreads, 0, input.get_device_index(), device.stream, in, out, floats(code),
+                 shape);
   };
   if (is_knee(code)) {
     per_channel ? run(transcode<Knee, In, Out, kVector>) : run(transcode<Knee, In, Out, 1>);

@@ -8,6 +8,7 @@
 // Steps past the end have delta = 0 and leave the state as it is, so the inner loop knows no ends.
 #pragma once
 
+#include "residency.cuh"
 #include "ssm.cuh"
 
 namespace dualscale {
@@ -313,16 +314,6 @@ struct ScanBlock {
     }
   }
 };
-
-// How many blocks a multiprocessor should hold, chosen on Hopper; elsewhere one fewer leaves the compiler,
-// which allocates registers differently there, enough of them.
-constexpr int resident_blocks(int wanted) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
-  return wanted - 1;
-#else
-  return wanted;
-#endif
-}
 
 template <bool kAllCodes, bool kFast, int kStates, int kSplit, int kBlocks>
 __global__ void __launch_bounds__(kScanThreads, resident_blocks(kBlocks))

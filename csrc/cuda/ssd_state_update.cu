@@ -16,9 +16,8 @@ void launch(SsdSteps a, const OnDevice& device, int index) {
     a.rows /= 2;
   }
   a.tiles = static_cast<int>(ceil_div(a.in.head_dim, a.rows));
-  ssd_update<S, kWidth, kLanes>
-      <<<grid_of("ssd_state_update", heads * a.tiles), kStepThreads, 0, device.stream>>>(a);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch_early(ssd_update<S, kWidth, kLanes>, grid_of("ssd_state_update", heads * a.tiles), kStepThreads, 0,
+               index, device.stream, a);
 }
 
 template <class S>

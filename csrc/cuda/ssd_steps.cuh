@@ -6,6 +6,8 @@
 // memory.
 #pragma once
 
+#include "ahead.cuh"
+#include "prefetch.cuh"
 #include "ssd.cuh"
 
 namespace dualscale {
@@ -179,6 +181,14 @@ __global__ void __launch_bounds__(kStepThreads) ssd_update(const __grid_constant
                                    valid(first, i));
     }
   };
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {  // no kernel of the same step has written the state
+    if (valid(0, i) > 0) {
+      prefetch_sector(state + block.row(0, i) * a.before.row_stride);
+    }
+  }
+  await_earlier();
+  admit_later();
   load(0);
   block.decode(0, 1);
   __syncthreads();

@@ -1,4 +1,6 @@
 // One token of the selective scan: the state is read and written once, four states a thread.
+#include "ahead.cuh"
+#include "prefetch.cuh"
 #include "ssm.cuh"
 
 namespace dualscale {
@@ -35,6 +37,12 @@ __global__ void __launch_bounds__(kThreads, 6) update(const __grid_constant__ To
   const int lane = threadIdx.x % kLanes;
   const int64_t batch = blockIdx.y;
   const bool exists = channel < a.in.channels;  // all threads take part in the sum below
+  if (exists && 4 * lane < a.in.states) {       // the largest of what no kernel of the same step has written
+    prefetch_sector(a.state + batch * a.batch_stride + channel * a.channel_stride + 4 * lane);
+    prefetch_sector(a.in.A + channel * a.in.states + 4 * lane);
+  }
+  await_earlier();
+  admit_later();
   float sum = 0.0f, u = 0.0f;
   if (exists) {
     u = one_value(a.in.u, batch * a.in.u.batch_stride + channel, channel);
@@ -100,8 +108,7 @@ Tensor selective_state_update(const Tensor& state, const Tensor& u, const Option
   const auto run = [&](auto kernel, int lanes) {
     const dim3 grid(grid_of(op, ceil_div(a.in.channels * lanes, kThreads)),
                     static_cast<unsigned>(a.in.batch));
-    kernel<<<grid, kThreads, 0, device.stream>>>(a);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch_early(kernel, grid, kThreads, 0, u.get_device_index(), device.stream, a);
   };
   // One thread a channel decodes its inputs once; a small batch needs more threads instead.
   const bool many = y.numel() > int64_t{512} * multiprocessors(u.get_device_index());

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,8 +27,10 @@ EPS = 1e-5
 # Order of the base of each number of channels.
 ORDERS = {
     **{1: 1, 2: 1, 8: 1, 16: 1, 64: 1, 1024: 1},
-    **{12: 12, 24: 12, 768: 12, 20: 20, 40: 20, 80: 20, 2560: 20, 28: 28, 224: 28},
+    **{12: 12, 24: 12, 768: 12, 20: 20, 40: 20, 80: 20, 2560: 20, 28: 28, 224: 28, 3584: 28, 5120: 20},
 }
+# Rows as they come from other operators, and rows between others: kernels read the former as whole vectors.
+LAYOUTS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (torch.clone, strided)
 
 
 def true_norm(total: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -61,15 +64,24 @@ def assert_row_scales(y: torch.Tensor, scale: torch.Tensor, truth: torch.Tensor)
     assert ((decoded - rows).abs() <= scale.double()[:, None] * 0.5001 + 1e-9).all()
 
 
+@pytest.mark.parametrize("lay", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", [(3, 1), (0, 7), (1, 5), (7, 16), (3, 2, 33), (65, 512), (2, 5120)])
-def test_norm(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 1), (0, 7), (1, 5), (7, 16), (3, 2, 33), (65, 512), (2, 5120), (2, 8256), (2, 16640), (400, 2056)],
+)
+def test_norm(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    lay: Callable[[torch.Tensor], torch.Tensor],
+    device: torch.device,
+) -> None:
     channels = shape[-1]
     weight = 0.5 + normals(channels, seed=3, device=device).abs()
     x = normals(*shape, seed=1, dtype=dtype, device=device)
     residual = 4 * normals(*shape, seed=2, device=device)
     for before, kept in ((residual, torch.float32), (residual.to(dtype), dtype), (None, dtype)):
-        given = (strided(x), None if before is None else strided(before), weight, EPS)
+        given = (lay(x), None if before is None else lay(before), weight, EPS)
         same = (x, before, weight, EPS)
         y, total, scale = ops.rms_norm_quant(*given, None, False, kept, dtype)
         with ops.implementation("reference"):
@@ -90,6 +102,7 @@ def test_norm(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
             assert_codes_close(y, expected, share=0.01 + 1.0 / max(y.numel(), 1))
 
 
+@pytest.mark.parametrize("lay", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("before_gate", [False, True])
 @pytest.mark.parametrize(
@@ -102,10 +115,18 @@ def test_norm(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
         ((3, 2, 33), 11),
         ((65, 512), 64),
         ((2, 5120), 5120),
+        ((2, 5120), 20),
+        ((2, 8256), 1032),
+        ((400, 2056), 2056),
     ],
 )
 def test_gated_norm(
-    shape: tuple[int, ...], group: int, before_gate: bool, dtype: torch.dtype, device: torch.device
+    shape: tuple[int, ...],
+    group: int,
+    before_gate: bool,
+    dtype: torch.dtype,
+    lay: Callable[[torch.Tensor], torch.Tensor],
+    device: torch.device,
 ) -> None:
     channels, z_code = shape[-1], knee_rows(seed=5, device=device)
     weight = 0.5 + normals(channels, seed=3, device=device).abs()
@@ -113,7 +134,7 @@ def test_gated_norm(
     gates = [(normals(*shape, seed=2, dtype=kind, device=device), None) for kind in FLOATS]
     for z, code_of_z in (*gates, (integers(*shape, device=device), z_code)):
         rest = (code_of_z, weight, EPS, group, before_gate)
-        given, same = (strided(x), strided(z), *rest), (x, z, *rest)
+        given, same = (lay(x), lay(z), *rest), (x, z, *rest)
         truth = true_gated_norm(x, value(z, code_of_z), weight, group, before_gate)
         y, scale = ops.gated_rms_norm_quant(*given, None, False, dtype)
         with ops.implementation("reference"):
@@ -131,13 +152,19 @@ def test_gated_norm(
             assert_codes_close(y, expected, share=0.01 + 1.0 / max(y.numel(), 1))
 
 
+@pytest.mark.parametrize("lay", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("channels", ORDERS)
-def test_hadamard(channels: int, dtype: torch.dtype, device: torch.device) -> None:
+def test_hadamard(
+    channels: int,
+    dtype: torch.dtype,
+    lay: Callable[[torch.Tensor], torch.Tensor],
+    device: torch.device,
+) -> None:
     base = hadamard_base(ORDERS[channels]).float().to(device)
-    for shape in ((3, channels), (2, 5, channels), (0, channels)):
+    for shape in ((3, channels), (2, 5, channels), (0, channels), (150, channels)):
         x = normals(*shape, seed=1, dtype=dtype, device=device)
-        given, truth = strided(x), true_hadamard(x, base)
+        given, truth = lay(x), true_hadamard(x, base)
         y, scale = ops.hadamard_quant(given, base, None, False, dtype)
         with ops.implementation("reference"):
             expected, _ = ops.hadamard_quant(x, base, None, False, dtype)
