@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dualscale_mamba.evaluation.base import Metric
+from dualscale_mamba.models.graphs import graphed
 from dualscale_mamba.profiling.base import Subject
 from dualscale_mamba.profiling.latency import Drive, wait
 
@@ -29,11 +30,13 @@ class Energy:
         batch_sizes: Sequences at once.
         prompt_lengths: Tokens of the prompt.
         seconds: Of work, at least, for each number.
+        cuda_graphs: Whether the model replays CUDA graphs of its steps and prefills, where it can.
     """
 
     batch_sizes: tuple[int, ...] = (1,)
     prompt_lengths: tuple[int, ...] = (128,)
     seconds: float = 3.0
+    cuda_graphs: bool = True
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> dict[str, Metric]:
@@ -42,9 +45,10 @@ class Energy:
         metrics: dict[str, Metric] = {}
         if counter is None or not hasattr(subject.model, "allocate_cache"):
             return metrics
+        model, _ = graphed(subject.model, self.cuda_graphs)
         for batch_size in self.batch_sizes:
             for length in self.prompt_lengths:
-                drive = Drive(subject.model, batch_size, length, subject.device)
+                drive = Drive(model, batch_size, length, subject.device)
                 drive.fill()
                 for kind, work, tokens in (
                     ("prefill", drive.prefill, batch_size * length),
