@@ -2,9 +2,9 @@
 //
 // The order of the depth is free as long as both operands agree, so that a lane takes neighbouring weights,
 // 16 bytes where the groups allow it, and the matching values of x. In this wide form the rows of weights
-// come to shared memory in chunks by copies that no warp waits with (bulk.cuh): the loads of a warp stand in
-// one queue, where those of the last steps would keep the first from being multiplied. Rows begin at
-// different banks.
+// come to shared memory by copies that no warp waits with (bulk.cuh): the loads of a warp stand in one queue,
+// where those of the last steps would keep the first from being multiplied. One copy brings all of a block,
+// or, where that is too much, chunks of each row follow each other.
 #pragma once
 
 #include "bulk.cuh"
@@ -106,7 +106,7 @@ struct FewGrid {
   int x_at, scales_at, sums_at;  // bytes; the weights begin at 0
   int barriers_at;               // one a stage, and one of x and the scales
   bool is_ragged;                // whether some lanes have nothing in the last step
-  bool copies_scales;            // whether they begin at a multiple of sixteen bytes
+  bool copies_scales;            // whether the scales begin at a multiple of sixteen bytes
 };
 
 template <class F>

@@ -22,9 +22,11 @@ constexpr int kRegisterBound = 896;
 constexpr int most_threads(int bytes, int tiles) {
   return tiles > 1 ? kFewThreads : bytes == 16 ? kRegisterBound : 32 * kMostWarps;
 }
-constexpr int64_t kFillingWarps = 8;        // of a processor
-constexpr int kChunkBytes = 1536;           // of a row, at most, where rows do not fit as they are
-constexpr int64_t kMostBytes = 100 * 1024;  // of a block's weights in shared memory, so that two find room
+constexpr int64_t kFillingWarps = 8;  // of a processor
+
+// Of shared memory, what a block's weights may take, and as much x beside them; the rest is for sums and
+// scales.
+inline int64_t most_bytes(int device) { return int64_t{shared_limit(device)} * 2 / 5; }
 
 template <class X, int kBits, int kBytes, int kTiles, bool kKnee>
 __global__ void __launch_bounds__(most_threads(kBytes, kTiles), 1)
@@ -141,7 +143,7 @@ inline int split_shift_of(int64_t steps, int64_t pieces, int64_t most_warps, int
 
 // Where everything lies, with so many rows of x; the bytes of shared memory.
 template <class F>
-int64_t lay_out(FewGrid& grid, const Product& p, int warps, int64_t rows) {
+int64_t lay_out(FewGrid& grid, const Product& p, int warps, int64_t rows, int device) {
   const auto round_up = [](int64_t bytes, int64_t to) { return ceil_div(bytes, to) * to; };
   const int64_t row_bytes = p.depth * F::kBitsOfWeight / 8;
   const int64_t sums = int64_t{warps} * F::kSums * F::kResults * sizeof(typename F::Sum);
@@ -153,18 +155,19 @@ int64_t lay_out(FewGrid& grid, const Product& p, int warps, int64_t rows) {
   grid.is_ragged = p.depth % F::kStep != 0;
   grid.copies_scales = reinterpret_cast<uintptr_t>(p.group_scale) % 16 == 0;
   grid.row_stride = static_cast<int>(row_bytes);
-  if (row_bytes * kFewColumns * grid.pieces > kMostBytes) {
-    grid.chunk_steps = static_cast<int>(ceil_div(grid.steps, ceil_div(row_bytes, kChunkBytes)));
+  const int64_t rows_of_weights = int64_t{grid.pieces} * kFewColumns, room = most_bytes(device);
+  if (row_bytes * rows_of_weights > room) {  // two chunks in turn
+    grid.chunk_steps = static_cast<int>(std::max<int64_t>(room / 2 / (rows_of_weights * F::kStepBytes), 1));
     grid.chunks = static_cast<int>(ceil_div(grid.steps, grid.chunk_steps));
     grid.row_stride = grid.chunk_steps * F::kStepBytes;
   }
-  const int64_t stage = int64_t{grid.pieces} * kFewColumns * grid.row_stride;
-  grid.stages = static_cast<int>(std::clamp<int64_t>(kMostBytes / stage, 1, grid.chunks));
+  const int64_t stage = rows_of_weights * grid.row_stride;
+  grid.stages = static_cast<int>(std::clamp<int64_t>(room / stage, 1, grid.chunks));
   // Rows begin at different banks, but for those that one copy brings.
   grid.x_stride = static_cast<int>(p.depth * sizeof(typename F::Value) + (p.x_stride == p.depth ? 0 : 16));
   const int64_t x_at = round_up(stage * grid.stages, 128);
   const int64_t scales_at = x_at + (F::kStaged ? rows * grid.x_stride : 0);
-  const int64_t sums_at = round_up(scales_at + int64_t{grid.pieces} * kFewColumns * grid.groups * 2, 16);
+  const int64_t sums_at = round_up(scales_at + rows_of_weights * grid.groups * int64_t{sizeof(__half)}, 16);
   const int64_t barriers_at = round_up(sums_at + sums, 8);
   grid.x_at = static_cast<int>(x_at);
   grid.scales_at = static_cast<int>(scales_at);
@@ -193,7 +196,7 @@ void launch_few_rows(const char* op, const Product& p, const Epilogue& e, int de
   using F = FewRows<X, kBits, kBytes, kTiles, kKnee>;
   FewGrid grid = grid_of_few<F>(p, e, device);
   const int warps = grid.pieces << grid.split_shift;
-  const size_t memory = lay_out<F>(grid, p, warps, std::min<int64_t>(p.rows, kRowsOfTile));
+  const size_t memory = lay_out<F>(grid, p, warps, std::min<int64_t>(p.rows, kRowsOfTile), device);
   const auto kernel = few_rows<X, kBits, kBytes, kTiles, kKnee>;
   allow_shared(kernel, memory);
   const unsigned columns = grid_of(op, ceil_div(e.columns, kFewColumns * grid.pieces));
@@ -219,7 +222,7 @@ void launch_few_rows(const char* op, const Product& p, const Epilogue& e, int de
   using Wide = FewRows<X, kBits, 16, 1, kKnee>;
   if (!p.aligned || p.depth % Wide::kDepth != 0 || (p.group_size && p.group_size < Wide::kStep)) {
     launch_few_rows<X, kBits, kBits == 8 ? 8 : 4, 1, kKnee>(op, p, e, device, stream);
-  } else if (p.rows <= kRowsOfTile) {
+  } else if (p.rows <= kRowsOfTile && p.rows * p.depth * int64_t{sizeof(X)} <= most_bytes(device)) {
     launch_few_rows<X, kBits, 16, 1, kKnee>(op, p, e, device, stream);
   } else {
     launch_few_rows<X, kBits, 16, 4, kKnee>(op, p, e, device, stream);

@@ -21,6 +21,7 @@ SIZES = (
     (33, 30, 9),
     (20, 128, 16),
     (2, 7216, 40),  # sixteen rows of weights are more than a block of few rows holds
+    (8, 14368, 16),  # and rows of values do not fit beside them
 )
 INT4_SIZES = (
     (1, 64, 24, 32),
@@ -33,6 +34,7 @@ INT4_SIZES = (
     (65, 96, 200, 256),
     (129, 264, 40, 128),
     (3, 14368, 24, 128),
+    (8, 14368, 16, 128),
 )
 
 

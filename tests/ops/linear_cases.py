@@ -45,6 +45,7 @@ SHAPES = [
     ((300,), 2560, 40, 128),
     ((2,), 7216, 40, 128),  # sixteen rows of weights are more than a block of few rows holds, of int8 ...
     ((3,), 14368, 24, 128),  # ... and of int4
+    ((8,), 14368, 16, 128),  # rows of values that do not fit beside them
 ]
 # Of weights with a scale a column only: nothing need be even.
 ODD_SHAPES = [
