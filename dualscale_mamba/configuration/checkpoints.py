@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_class
+
 from dualscale_mamba.configuration.folders import MODEL, TYPES
 from dualscale_mamba.errors import CheckpointError, ConfigError
 from dualscale_mamba.quantization.manifest import Manifest, check_target, is_checkpoint, manifest_at
@@ -80,6 +82,9 @@ def _unsavable(plain: Mapping[str, Any]) -> Iterator[ConfigError]:
         yield ConfigError("save", save, "null with this task", "task=ptq saves.")
     elif plain[MODEL].get("implementation") != "native":
         yield ConfigError("save", save, f"null with model.implementation={plain[MODEL]['implementation']}")
+    elif getattr(get_class(plain["scale_mode"]["_target_"]), "is_simulated", False):
+        hint = "No kernel stores its codes; choose a scale_mode of eight bits."
+        yield ConfigError("save", save, "null while scale_mode is only simulated", hint)
     else:
         try:
             check_target(Path(save).expanduser())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dualscale_mamba.formats.base import Code
+from dualscale_mamba.formats.simulated import SimulatedCode
 from dualscale_mamba.ops import reference
 
 MIN_EXPONENT = -24
@@ -201,6 +202,8 @@ class Histogram:
     def _coded(self, code: Code, inside: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         values, weights = self.points(inside)
         values = values[:, None].expand(-1, self.groups).clamp(self.minimum, self.maximum)
+        if isinstance(code, SimulatedCode):
+            return values, weights, code.ranks(values) - 128, code.rounded(values)
         codes = reference.encode(values, code.rows.cpu())
         return values, weights, codes, reference.decode(codes, code.rows.cpu(), torch.float32)
 
@@ -226,10 +229,10 @@ class Histogram:
         noise = ((decoded.double() - values.double()).square().T * weights).sum()
         signal = (values.double().square().T * weights).sum()
         total = weights.sum().clamp_min(1.0)
-        used = torch.zeros(self.groups, 256, dtype=torch.bool)
+        levels = code.levels().cpu()
+        used = torch.zeros(self.groups, max(256, levels.shape[1]), dtype=torch.bool)
         group, point = torch.nonzero(weights > 0, as_tuple=True)
         used[group, codes[point, group].long() + 128] = True
-        levels = code.levels().cpu()
         outside = (values < levels.amin(1)) | (values > levels.amax(1))
         return Coding(
             float(10.0 * torch.log10(signal.clamp_min(1e-30) / noise.clamp_min(1e-30))),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.formats.base import Code, Range, ScaleMode, Searchable
+from dualscale_mamba.formats.base import Range, ScaleMode, Searchable
 from dualscale_mamba.observers.base import Fitted, range_at
 from dualscale_mamba.observers.histogram import Histogram
 
@@ -60,4 +60,4 @@ def _pick(better: torch.Tensor, new: Fitted, old: Fitted | None) -> Fitted:
     rows = torch.where(better[:, None], new.code.rows, old.code.rows)
     inner = torch.where(better, new.range.inner, old.range.inner)
     range_ = Range(new.range.floor, inner, new.range.outer)
-    return Fitted(Code(rows, new.code.bits_per_value, new.code.has_knee), range_, new.percentile, new.mode)
+    return Fitted(replace(new.code, rows=rows), range_, new.percentile, new.mode)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dualscale_mamba.errors import CheckpointError, ConfigError
 from dualscale_mamba.formats.base import Code, FormatError
+from dualscale_mamba.formats.simulated import SimulatedCode
 from dualscale_mamba.models.config import DTYPES, ModelConfig, name_of_dtype
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.linear import Linear
@@ -71,7 +72,12 @@ def description(
         widths: Word for the width of each layer, e.g. ``w4a8``.
         rows: Of the quantization report: what was chosen at each site.
         rotates_residual: Whether the residual stream was rotated, which the weights alone do not tell.
+
+    Raises:
+        ConfigError: A site's code is only simulated.
     """
+    if any(isinstance(site.code, SimulatedCode) for site in model.sites().values()):
+        raise ConfigError("scale_mode", "a simulated code", "an eight-bit format where save is set")
     facts = {str(row["name"]): {k: v for k, v in row.items() if k != "name"} for row in rows}
     mixers = [block.mixer for block in model.blocks()]
     readers = {mixer.x_proj_reads for mixer in mixers if isinstance(mixer, MambaMixer)}

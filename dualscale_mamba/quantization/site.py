@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dualscale_mamba import ops
 from dualscale_mamba.formats.base import Code
+from dualscale_mamba.formats.simulated import SimulatedCode
 
 # The minimum of SiLU(x) = x * sigmoid(x): no SSM input is ever below it.
 SILU_FLOOR = -0.27846454276107403
@@ -85,7 +86,8 @@ class Site(nn.Module):
         """Turn the site on with ``code``, or off with None."""
         self.code = code
         self.per_token = per_token
-        self.rows = None if code is None else code.rows
+        # Without rows the operator before emits values, and wrap rounds them where the code is simulated.
+        self.rows = None if code is None or isinstance(code, SimulatedCode) else code.rows
 
     def output_code(self) -> Tensor | None:
         """What the operator before must emit: code rows, or None for floating point or per-token scales."""
@@ -97,6 +99,8 @@ class Site(nn.Module):
             self.statistic.update(values)
         if self.code is None:
             return values
+        if isinstance(self.code, SimulatedCode):
+            return self.code.rounded(values)
         if self.rows is not None and self.rows is not self.code.rows:
             self.code = replace(
                 self.code, rows=self.rows

@@ -163,12 +163,13 @@ def _fairness(found: Sequence[Light], told: Sequence[Verdict]) -> Iterator[Note]
 
     What a study varies between its settings, such as the model, is not unfair: arms are compared within a setting.
     """
-    unfair = {light.name for verdict in told for light in verdict.lights if light.state == DIFFERENT}
+    differing = (DIFFERENT, BY_DESIGN)
+    unfair = {light.name for verdict in told for light in verdict.lights if light.state in differing}
     varied = []
     for light in found:
         if light.state == DIFFERENT and told and light.name not in unfair:
             varied.append(light.name)
-        elif light.state in (DIFFERENT, BY_DESIGN):
+        elif light.state in differing:
             values: dict[str, list[str]] = {}
             for label, value in light.values.items():
                 values.setdefault(value, []).append(label)
