@@ -2,7 +2,6 @@
 // place.
 #include "ahead.cuh"
 #include "conv.cuh"
-#include "prefetch.cuh"
 
 namespace dualscale {
 namespace {

@@ -36,26 +36,22 @@ inline unsigned grid_of(const char* op, int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
-inline int multiprocessors(int device) {
+// An attribute of a device; launches ask for it again and again.
+template <cudaDeviceAttr kAttribute>
+int attribute_of(int device) {
   static thread_local int cached_device = -1;
   static thread_local int cached = 0;
   if (device != cached_device) {
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&cached, cudaDevAttrMultiProcessorCount, device));
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&cached, kAttribute, device));
     cached_device = device;
   }
   return cached;
 }
 
+inline int multiprocessors(int device) { return attribute_of<cudaDevAttrMultiProcessorCount>(device); }
+
 // The first number of its compute capability.
-inline int compute_major(int device) {
-  static thread_local int cached_device = -1;
-  static thread_local int cached = 0;
-  if (device != cached_device) {
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&cached, cudaDevAttrComputeCapabilityMajor, device));
-    cached_device = device;
-  }
-  return cached;
-}
+inline int compute_major(int device) { return attribute_of<cudaDevAttrComputeCapabilityMajor>(device); }
 
 // Dynamic shared memory above 48 KiB must be asked for, kernel by kernel.
 template <class Kernel>
@@ -66,11 +62,7 @@ void allow_shared(Kernel kernel, size_t bytes) {
   }
 }
 
-inline int shared_limit(int device) {
-  int bytes = 0;
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  return bytes;
-}
+inline int shared_limit(int device) { return attribute_of<cudaDevAttrMaxSharedMemoryPerBlockOptin>(device); }
 
 // (..., channels) seen as rows one stride apart; a tensor that is not so is copied first.
 struct Rows {

@@ -5,7 +5,6 @@
 
 #include "ahead.cuh"
 #include "eight.cuh"
-#include "prefetch.cuh"
 #include "residency.cuh"
 
 namespace dualscale {

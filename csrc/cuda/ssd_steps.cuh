@@ -7,7 +7,6 @@
 #pragma once
 
 #include "ahead.cuh"
-#include "prefetch.cuh"
 #include "ssd.cuh"
 
 namespace dualscale {

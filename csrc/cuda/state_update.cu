@@ -1,6 +1,5 @@
 // One token of the selective scan: the state is read and written once, four states a thread.
 #include "ahead.cuh"
-#include "prefetch.cuh"
 #include "ssm.cuh"
 
 namespace dualscale {
