@@ -164,7 +164,7 @@ void arrange(const uint8_t* from, uint8_t* to, const Int4Shape& shape) {
 Tensor linear_w4a8(const Tensor& x, const OptionalTensor& x_code, bool knee, const OptionalTensor& row_scale,
                    const Tensor& weight, const Tensor& weight_scale, const Tensor& weight_sum,
                    int64_t group_size, const OptionalTensor& bias, const OptionalTensor& code,
-                   ScalarType dtype) {
+                   ScalarType dtype, bool /*constant_weight*/) {
   const int64_t size = checked_linear_w4a8(x, x_code, knee, row_scale, weight, weight_scale, weight_sum,
                                            group_size, bias, code, dtype);
   const int64_t rows = x.numel() / size, columns = weight.size(0);

@@ -119,7 +119,8 @@ void multiply_rows(const CodeRows& in, int64_t first, int64_t count, const int8_
 
 Tensor linear_w8a8(const Tensor& x, const OptionalTensor& x_code, bool knee, const OptionalTensor& row_scale,
                    const Tensor& weight, const Tensor& weight_scale, const Tensor& weight_sum,
-                   const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype) {
+                   const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype,
+                   bool /*constant_weight*/) {
   const int64_t size =
       checked_linear_w8a8(x, x_code, knee, row_scale, weight, weight_scale, weight_sum, bias, code, dtype);
   const int64_t rows = x.numel() / size, columns = weight.size(0);

@@ -333,13 +333,15 @@ Tensor product(const Tensor& x, const Weight& weight, int64_t columns, const Opt
 }
 
 Tensor linear_w8a16(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
-                    const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype) {
+                    const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype,
+                    bool /*constant_weight*/) {
   checked_linear_w8a16(x, weight, weight_scale, bias, code, dtype);
   return product(x, Int8Weight(weight, weight_scale), weight.size(0), bias, code, dtype);
 }
 
 Tensor linear_w4a16(const Tensor& x, const Tensor& weight, const Tensor& weight_scale, int64_t group_size,
-                    const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype) {
+                    const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype,
+                    bool /*constant_weight*/) {
   checked_linear_w4a16(x, weight, weight_scale, group_size, bias, code, dtype);
   return product(x, Int4Weight(weight, weight_scale, group_size), weight.size(0), bias, code, dtype);
 }

@@ -3,7 +3,8 @@
 // results, and the launch itself, then cost no time of their own. GPUs older than Hopper launch as ever.
 //
 // Nothing may be read, and nothing written, before await_earlier(), weights included: whoever changed them
-// may be the kernel before.
+// may be the kernel before. Only where a caller promises that it does not (constant_weight of the linear
+// layers) are weights read earlier.
 #pragma once
 
 #include <cuda_runtime.h>

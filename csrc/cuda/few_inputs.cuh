@@ -150,20 +150,22 @@ class FewInputs {
 #endif
   }
 
-  // Starts all the copies there is room for, the small ones first. The first thread does, or, before Hopper,
-  // every thread.
-  __device__ __forceinline__ void start() const {
+  // Starts the copy of x. The first thread does, or, before Hopper, every thread; as those below.
+  __device__ __forceinline__ void start_x() const {
     if constexpr (F::kWide) {
       const int x_bytes = F::kStaged ? depth_ * static_cast<int>(sizeof(X)) : 0;
-      const int scale_bytes = F::kBitsOfWeight == 4 && grid_.copies_scales
-                                  ? columns_ * grid_.groups * static_cast<int>(sizeof(__half))
-                                  : 0;
-      const int whole = scale_bytes % 16 == 0 ? scale_bytes : 0;
-      expect(grid_.stages, count_ * x_bytes + whole);
+      expect(grid_.stages, count_ * x_bytes + scale_bytes());
       if constexpr (F::kStaged) {
         start_rows(x_, p_.x_stride * static_cast<int64_t>(sizeof(X)), x_bytes, count_, memory_ + grid_.x_at,
                    grid_.x_stride, grid_.stages);
       }
+    }
+  }
+
+  // Starts the copies of the scales and of all the weights there is room for.
+  __device__ __forceinline__ void start_weights() const {
+    if constexpr (F::kWide) {
+      const int whole = scale_bytes();
       if (F::kBitsOfWeight == 4 && whole > 0) {
         start_rows(scales_, whole, whole, 1, memory_ + grid_.scales_at, whole, grid_.stages);
       }
@@ -257,6 +259,14 @@ class FewInputs {
   using X = typename F::Value;
 
   __device__ __forceinline__ int64_t row_bytes() const { return p_.depth * F::kBitsOfWeight / 8; }
+  // Of the scales, if a copy can bring them.
+  __device__ __forceinline__ int scale_bytes() const {
+    if (F::kBitsOfWeight == 8 || !grid_.copies_scales) {
+      return 0;
+    }
+    const int bytes = columns_ * grid_.groups * static_cast<int>(sizeof(__half));
+    return bytes % 16 == 0 ? bytes : 0;
+  }
   __device__ __forceinline__ uint32_t barrier(int i) const { return memory_ + grid_.barriers_at + 8 * i; }
 
   __device__ __forceinline__ void start_chunk(int chunk) const {

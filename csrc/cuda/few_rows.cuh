@@ -44,9 +44,15 @@ __global__ void __launch_bounds__(most_threads(kBytes, kTiles), 1)
   const int count = static_cast<int>(min(p.rows - first_row, int64_t{kRowsOfTile * kTiles}));
   FewInputs<F> inputs(p, grid, block_column, last, first_row, count, memory);
   inputs.prepare();
+  if (p.constant_weight) {
+    inputs.start_weights();
+  }
   await_earlier();
   admit_later();
-  inputs.start();
+  inputs.start_x();
+  if (!p.constant_weight) {
+    inputs.start_weights();
+  }
   // What finishes this thread's first result comes while the weights do.
   const int my_row = threadIdx.x % F::kResults / kFewColumns;
   const int64_t my_column =
@@ -191,6 +197,13 @@ FewGrid grid_of_few(const Product& p, const Epilogue& e, int device) {
   return grid;
 }
 
+// Whether blocks shall read their weights before the kernels before are done. Where the chip has no room for
+// all of them, those that come early spread unevenly, and the last ones come late.
+inline bool may_wait_with_weights(dim3 blocks, size_t memory, int device) {
+  const double room = static_cast<double>(multiprocessors(device)) * shared_limit(device);
+  return static_cast<double>(blocks.x) * blocks.y * static_cast<double>(memory) <= room * 2 / 3;
+}
+
 template <class X, int kBits, int kBytes, int kTiles, bool kKnee>
 void launch_few_rows(const char* op, const Product& p, const Epilogue& e, int device, cudaStream_t stream) {
   using F = FewRows<X, kBits, kBytes, kTiles, kKnee>;
@@ -211,6 +224,7 @@ void launch_few_rows(const char* op, const Product& p, const Epilogue& e, int de
     const int64_t width = width_of(e.kind);
     end.y = static_cast<uint8_t*>(e.y) + row * e.columns * width;
     const dim3 blocks(columns, static_cast<unsigned>(std::min(tiles - first, most)));
+    part.constant_weight = p.constant_weight && may_wait_with_weights(blocks, memory, device);
     launch_early(kernel, blocks, 32 * warps, memory, device, stream, part, end, grid);
   }
 }

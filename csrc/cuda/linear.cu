@@ -37,7 +37,7 @@ void multiply_on_hopper(const Rows& rows, const Tensor& weight, const Tensor& we
 Tensor multiply(const char* op, const Tensor& x, const OptionalTensor& x_code, bool knee,
                 const OptionalTensor& row_scale, const Tensor& weight, const Tensor& weight_scale,
                 const Tensor& weight_sum, int64_t group_size, const OptionalTensor& bias,
-                const OptionalTensor& code, ScalarType dtype) {
+                const OptionalTensor& code, ScalarType dtype, bool constant_weight) {
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   const int64_t depth = sizes.back(), columns = weight.size(0);
   sizes.back() = columns;
@@ -73,7 +73,8 @@ Tensor multiply(const char* op, const Tensor& x, const OptionalTensor& x_code, b
                   weight.data_ptr(),
                   group_size ? static_cast<const __half*>(weight_scale.data_ptr()) : nullptr,
                   group_size,
-                  is_aligned(rows.tensor, vector) && is_aligned(weight, vector)};
+                  is_aligned(rows.tensor, vector) && is_aligned(weight, vector),
+                  constant_weight};
   if (library) {
     multiply_by_library(rows, p, weight, e, device.stream);
   } else {
@@ -84,20 +85,21 @@ Tensor multiply(const char* op, const Tensor& x, const OptionalTensor& x_code, b
 
 Tensor linear_w8a8(const Tensor& x, const OptionalTensor& x_code, bool knee, const OptionalTensor& row_scale,
                    const Tensor& weight, const Tensor& weight_scale, const Tensor& weight_sum,
-                   const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype) {
+                   const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype,
+                   bool constant_weight) {
   checked_linear_w8a8(x, x_code, knee, row_scale, weight, weight_scale, weight_sum, bias, code, dtype);
   return multiply("linear_w8a8", x, x_code, knee, row_scale, weight, weight_scale, weight_sum, 0, bias, code,
-                  dtype);
+                  dtype, constant_weight);
 }
 
 Tensor linear_w4a8(const Tensor& x, const OptionalTensor& x_code, bool knee, const OptionalTensor& row_scale,
                    const Tensor& weight, const Tensor& weight_scale, const Tensor& weight_sum,
                    int64_t group_size, const OptionalTensor& bias, const OptionalTensor& code,
-                   ScalarType dtype) {
+                   ScalarType dtype, bool constant_weight) {
   checked_linear_w4a8(x, x_code, knee, row_scale, weight, weight_scale, weight_sum, group_size, bias, code,
                       dtype);
   return multiply("linear_w4a8", x, x_code, knee, row_scale, weight, weight_scale, weight_sum, group_size,
-                  bias, code, dtype);
+                  bias, code, dtype, constant_weight);
 }
 
 }  // namespace

@@ -147,7 +147,8 @@ struct Product {
   const void* weight;
   const __half* group_scale;  // (columns, groups) of four-bit weights
   int64_t group_size;
-  bool aligned;  // whether 16 bytes of x, and of the weights, may be loaded at once
+  bool aligned;          // whether 16 bytes of x, and of the weights, may be loaded at once
+  bool constant_weight;  // whether weights and their scales may be read before earlier kernels are done
 };
 
 // Few rows of int8 or of values; any size is right, if slower.

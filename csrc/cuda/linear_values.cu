@@ -43,7 +43,7 @@ Tensor multiply_many_values(const Tensor& x, const Tensor& weight, const Tensor&
 
 Tensor linear_values(const char* op, const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
                      int64_t group_size, const OptionalTensor& bias, const OptionalTensor& code,
-                     ScalarType dtype) {
+                     ScalarType dtype, bool constant_weight) {
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   const int64_t depth = sizes.back(), columns = weight.size(0);
   sizes.back() = columns;
@@ -72,20 +72,24 @@ Tensor linear_values(const char* op, const Tensor& x, const Tensor& weight, cons
   p.group_scale = group_size ? static_cast<const __half*>(weight_scale.data_ptr()) : nullptr;
   p.group_size = group_size;
   p.aligned = is_aligned(rows.tensor, 16) && is_aligned(weight, 16);
+  p.constant_weight = constant_weight;
   multiply_few_values(op, p, e, x.scalar_type(), x.get_device_index(), device.stream);
   return y;
 }
 
 Tensor linear_w8a16(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
-                    const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype) {
+                    const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype,
+                    bool constant_weight) {
   checked_linear_w8a16(x, weight, weight_scale, bias, code, dtype);
-  return linear_values("linear_w8a16", x, weight, weight_scale, 0, bias, code, dtype);
+  return linear_values("linear_w8a16", x, weight, weight_scale, 0, bias, code, dtype, constant_weight);
 }
 
 Tensor linear_w4a16(const Tensor& x, const Tensor& weight, const Tensor& weight_scale, int64_t group_size,
-                    const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype) {
+                    const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype,
+                    bool constant_weight) {
   checked_linear_w4a16(x, weight, weight_scale, group_size, bias, code, dtype);
-  return linear_values("linear_w4a16", x, weight, weight_scale, group_size, bias, code, dtype);
+  return linear_values("linear_w4a16", x, weight, weight_scale, group_size, bias, code, dtype,
+                       constant_weight);
 }
 
 }  // namespace

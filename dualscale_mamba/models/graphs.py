@@ -17,6 +17,7 @@ from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.models.capture import Recorded, new_stream, record
 from dualscale_mamba.models.config import ModelConfig
 from dualscale_mamba.models.language_model import MambaLM
+from dualscale_mamba.models.linear import reading_ahead
 from dualscale_mamba.models.static_states import GraphedCache, Slot, WeightsSeen
 
 KEY = "cuda_graphs"
@@ -240,7 +241,7 @@ class GraphedLM:
             logits: Tensor = self.model(prompt, slot.cache, last_only=True)
             return logits
 
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), reading_ahead(self.model):
             slot.token.zero_()
             if length != STEP:
                 prompt = torch.zeros(slot.batch, length, dtype=torch.int64, device=self.device)

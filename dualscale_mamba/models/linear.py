@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,8 @@ class Linear(WeightLayer):
 
     Attributes:
         decodes: Whether int8 activations are decoded first all the same (a width ``a16``).
+        constant_weight: Promises the operators that no kernel queued just before a product writes its weight; see
+            :func:`reading_ahead`.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Linear(WeightLayer):
         )
         self.in_features, self.out_features = in_features, out_features
         self.decodes = False
+        self.constant_weight = False
         self._joined = MadeOfCodes[Tensor]()
 
     def forward(
@@ -76,8 +80,10 @@ class Linear(WeightLayer):
         weight = (self.weight_codes, self.weight_scale, self.weight_sum)
         end = (self._bias(), code, self.weight.dtype)
         if self.grid.group_size is None:
-            return ops.linear_w8a8(*inputs, *weight, *end)
-        return ops.linear_w4a8(*inputs, *weight, self.grid.group_size, *end)
+            return ops.linear_w8a8(*inputs, *weight, *end, constant_weight=self.constant_weight)
+        return ops.linear_w4a8(
+            *inputs, *weight, self.grid.group_size, *end, constant_weight=self.constant_weight
+        )
 
     def _product_of_values(self, x: Tensor, code: Tensor | None) -> Tensor:
         assert self.grid is not None
@@ -85,8 +91,17 @@ class Linear(WeightLayer):
         assert self.weight_scale is not None
         end = (self._bias(), code, self.weight.dtype)
         if self.grid.group_size is None:
-            return ops.linear_w8a16(x, self.weight_codes, self.weight_scale, *end)
-        return ops.linear_w4a16(x, self.weight_codes, self.weight_scale, self.grid.group_size, *end)
+            return ops.linear_w8a16(
+                x, self.weight_codes, self.weight_scale, *end, constant_weight=self.constant_weight
+            )
+        return ops.linear_w4a16(
+            x,
+            self.weight_codes,
+            self.weight_scale,
+            self.grid.group_size,
+            *end,
+            constant_weight=self.constant_weight,
+        )
 
     def _bias(self) -> Tensor | None:
         return None if self.bias is None else self.bias.float()
@@ -98,6 +113,19 @@ class Linear(WeightLayer):
         if len(present) != len(rows):
             return None
         return self._joined(present, lambda: join_rows(present, splits))
+
+
+@contextmanager
+def reading_ahead(model: nn.Module) -> Iterator[None]:
+    """Within the block, products may read their weights while the kernel before them runs; nothing there writes any."""
+    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    for layer in layers:
+        layer.constant_weight = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.constant_weight = False
 
 
 def _emit(values: Tensor, site: Site) -> Activation:

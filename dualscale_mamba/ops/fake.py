@@ -99,19 +99,19 @@ def _product(x: Tensor, weight: Tensor, code: Tensor | None, dtype: torch.dtype)
 
 def linear_w8a8(x: Tensor, *rest: Any) -> Tensor:
     """(..., K) -> (..., N)."""
-    return _product(x, rest[3], *rest[-2:])
+    return _product(x, rest[3], *rest[-3:-1])
 
 
 def linear_w4a8(x: Tensor, *rest: Any) -> Tensor:
     """(..., K) -> (..., N)."""
-    return _product(x, rest[3], *rest[-2:])
+    return _product(x, rest[3], *rest[-3:-1])
 
 
 def linear_w8a16(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     """(..., K) -> (..., N)."""
-    return _product(x, weight, *rest[-2:])
+    return _product(x, weight, *rest[-3:-1])
 
 
 def linear_w4a16(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     """(..., K) -> (..., N)."""
-    return _product(x, weight, *rest[-2:])
+    return _product(x, weight, *rest[-3:-1])

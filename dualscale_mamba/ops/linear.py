@@ -1,4 +1,9 @@
-"""The typed face of the linear layers: weights in 8 or 4 bits, activations in int8 or floating point."""
+"""The typed face of the linear layers: weights in 8 or 4 bits, activations in int8 or floating point.
+
+``constant_weight`` is a promise: the kernel queued just before the call writes neither ``weight`` nor
+``weight_scale``. On a GPU the product of a few rows then reads them while that kernel still runs. Where the promise is
+broken, the result is undefined; without it, nothing is read ahead.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +26,7 @@ def linear_w8a8(
     bias: Tensor | None = None,
     code: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    constant_weight: bool = False,
 ) -> Tensor:
     """int8 activations times int8 weights, summed exactly, scaled at the end.
 
@@ -35,6 +41,7 @@ def linear_w8a8(
         bias: fp32 (N,).
         code: fp32 (1 or N, 8) of the result; without it the result is ``dtype``.
         dtype: Of a floating-point result.
+        constant_weight: See the module.
 
     Returns:
         (..., N), int8 or ``dtype``.
@@ -43,7 +50,8 @@ def linear_w8a8(
         RuntimeError: An argument is of another type, shape or device; the message says what is allowed.
     """
     run = kernel("linear_w8a8", x)
-    result = run(x, x_code, knee, row_scale, weight, weight_scale, weight_sum, bias, code, dtype)
+    given = (x, x_code, knee, row_scale, weight, weight_scale, weight_sum)
+    result = run(*given, bias, code, dtype, constant_weight)
     return cast(Tensor, result)
 
 
@@ -59,6 +67,7 @@ def linear_w4a8(
     bias: Tensor | None = None,
     code: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    constant_weight: bool = False,
 ) -> Tensor:
     """int8 activations times int4 weights, summed exactly within a group, groups in floating point.
 
@@ -75,6 +84,7 @@ def linear_w4a8(
         bias: fp32 (N,).
         code: fp32 (1 or N, 8) of the result; without it the result is ``dtype``.
         dtype: Of a floating-point result.
+        constant_weight: See the module.
 
     Returns:
         (..., N), int8 or ``dtype``.
@@ -83,7 +93,8 @@ def linear_w4a8(
         RuntimeError: An argument is of another type, shape or device; the message says what is allowed.
     """
     run = kernel("linear_w4a8", x)
-    result = run(x, x_code, knee, row_scale, weight, weight_scale, weight_sum, group_size, bias, code, dtype)
+    given = (x, x_code, knee, row_scale, weight, weight_scale, weight_sum, group_size)
+    result = run(*given, bias, code, dtype, constant_weight)
     return cast(Tensor, result)
 
 
@@ -94,6 +105,7 @@ def linear_w8a16(
     bias: Tensor | None = None,
     code: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    constant_weight: bool = False,
 ) -> Tensor:
     """Floating-point activations times int8 weights, summed in fp32.
 
@@ -104,6 +116,7 @@ def linear_w8a16(
         bias: fp32 (N,).
         code: fp32 (1 or N, 8) of the result; without it the result is ``dtype``.
         dtype: Of a floating-point result.
+        constant_weight: See the module.
 
     Returns:
         (..., N), int8 or ``dtype``.
@@ -112,7 +125,7 @@ def linear_w8a16(
         RuntimeError: An argument is of another type, shape or device; the message says what is allowed.
     """
     run = kernel("linear_w8a16", x)
-    result = run(x, weight, weight_scale, bias, code, dtype)
+    result = run(x, weight, weight_scale, bias, code, dtype, constant_weight)
     return cast(Tensor, result)
 
 
@@ -124,6 +137,7 @@ def linear_w4a16(
     bias: Tensor | None = None,
     code: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    constant_weight: bool = False,
 ) -> Tensor:
     """Floating-point activations times int4 weights, summed in fp32.
 
@@ -136,6 +150,7 @@ def linear_w4a16(
         bias: fp32 (N,).
         code: fp32 (1 or N, 8) of the result; without it the result is ``dtype``.
         dtype: Of a floating-point result.
+        constant_weight: See the module.
 
     Returns:
         (..., N), int8 or ``dtype``.
@@ -144,5 +159,5 @@ def linear_w4a16(
         RuntimeError: An argument is of another type, shape or device; the message says what is allowed.
     """
     run = kernel("linear_w4a16", x)
-    result = run(x, weight, weight_scale, group_size, bias, code, dtype)
+    result = run(x, weight, weight_scale, group_size, bias, code, dtype, constant_weight)
     return cast(Tensor, result)

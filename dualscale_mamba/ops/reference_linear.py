@@ -35,6 +35,7 @@ def linear_w8a8(
     bias: Tensor | None,
     code: Tensor | None,
     dtype: torch.dtype,
+    constant_weight: bool,
 ) -> Tensor:
     """Decoded int8 activations times int8 weights, accumulated exactly, scaled once at the end."""
     y = (_steps(x, x_code, knee) @ weight.double().T).float()
@@ -58,6 +59,7 @@ def linear_w4a8(
     bias: Tensor | None,
     code: Tensor | None,
     dtype: torch.dtype,
+    constant_weight: bool,
 ) -> Tensor:
     """Decoded int8 activations times decoded int4 weights in fp64, scaled by the code at the end."""
     wide = decode_int4(weight, weight_scale, group_size, torch.float64)
@@ -78,6 +80,7 @@ def linear_w8a16(
     bias: Tensor | None,
     code: Tensor | None,
     dtype: torch.dtype,
+    constant_weight: bool,
 ) -> Tensor:
     """Floating-point activations times decoded int8 weights, in fp32."""
     return _product(x, weight.float() * weight_scale[:, None], bias, code, dtype)
@@ -91,6 +94,7 @@ def linear_w4a16(
     bias: Tensor | None,
     code: Tensor | None,
     dtype: torch.dtype,
+    constant_weight: bool,
 ) -> Tensor:
     """Floating-point activations times decoded int4 weights, in fp32."""
     return _product(x, decode_int4(weight, weight_scale, group_size), bias, code, dtype)

@@ -91,10 +91,11 @@ SCHEMAS: dict[str, str] = {
     # y[m, n] = row_scale[m] * s * weight_scale[n] * (sum_k W[n, k] (q - z + gain max(q - knee, 0))[m, k]) + bias[n]
     # x (..., K) int8; x_code knee, one row, or None (then s = 1, z = 0, no knee) ; knee: whether the knee term is
     # computed; row_scale (rows,) fp32; weight (N, K) int8; weight_scale (N,) fp32; weight_sum (N,) int32 = sum_k W;
-    # bias (N,) fp32; code knee with 1 or N rows (one per output column). -> (..., N) int8 or dtype
+    # bias (N,) fp32; code knee with 1 or N rows (one per output column); constant_weight: the promise that the kernel
+    # queued just before writes neither weight nor weight_scale. -> (..., N) int8 or dtype
     "linear_w8a8": (
         "(Tensor x, Tensor? x_code, bool knee, Tensor? row_scale, Tensor weight, Tensor weight_scale,"
-        " Tensor weight_sum, Tensor? bias, Tensor? code, ScalarType dtype) -> Tensor"
+        " Tensor weight_sum, Tensor? bias, Tensor? code, ScalarType dtype, bool constant_weight) -> Tensor"
     ),
     # The same with 4-bit weights in groups of group_size columns, a power of two in 32..1024; K % 8 == 0:
     # y[m, n] = row_scale[m] * s * sum_g weight_scale[n, g] * (sum_{k in g} W[n, k] v[m, k]) + bias[n],
@@ -102,17 +103,19 @@ SCHEMAS: dict[str, str] = {
     # (N, ceil(K/group_size)) fp16, of any sign; weight_sum (N,) fp32 = sum_k weight_scale W
     "linear_w4a8": (
         "(Tensor x, Tensor? x_code, bool knee, Tensor? row_scale, Tensor weight, Tensor weight_scale,"
-        " Tensor weight_sum, int group_size, Tensor? bias, Tensor? code, ScalarType dtype) -> Tensor"
+        " Tensor weight_sum, int group_size, Tensor? bias, Tensor? code, ScalarType dtype,"
+        " bool constant_weight) -> Tensor"
     ),
     # y = x (weight_scale W)^T + bias, sums in fp32; with many rows an implementation may round weight_scale W to x's
     # type. x (..., K) float; weight (N, K) int8; weight_scale, bias (N,) fp32; code knee with 1 or N rows
     # -> (..., N) int8 or dtype
     "linear_w8a16": (
-        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? code, ScalarType dtype) -> Tensor"
+        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? code, ScalarType dtype,"
+        " bool constant_weight) -> Tensor"
     ),
     # The same with weight, weight_scale and group_size of linear_w4a8
     "linear_w4a16": (
         "(Tensor x, Tensor weight, Tensor weight_scale, int group_size, Tensor? bias, Tensor? code,"
-        " ScalarType dtype) -> Tensor"
+        " ScalarType dtype, bool constant_weight) -> Tensor"
     ),
 }

@@ -65,14 +65,17 @@ def linear_samples(device: torch.device) -> Iterator[tuple[str, tuple[Any, ...]]
     four, total = (weights.codes, weights.scale), weights.total
     integer_total = eight[0].sum(dim=1, dtype=torch.int32)
     row_scale = torch.ones(10, device=device)
-    yield "linear_w8a8", (q, knee, True, None, *eight, integer_total, bias, knee, FLOAT)
-    yield "linear_w8a8", (q, None, False, row_scale, *eight, integer_total, None, None, torch.float16)
-    yield "linear_w4a8", (q, knee, True, None, *four, total, 32, bias, rows, FLOAT)
-    yield "linear_w4a8", (q[:0], None, False, row_scale[:0], *four, total, 32, None, None, torch.bfloat16)
-    yield "linear_w8a16", (x, *eight, bias, rows, FLOAT)
-    yield "linear_w8a16", (x.half(), *eight, None, None, torch.float16)
-    yield "linear_w4a16", (x, *four, 32, None, knee, FLOAT)
-    yield "linear_w4a16", (x.bfloat16(), *four, 32, bias, None, FLOAT)
+    yield "linear_w8a8", (q, knee, True, None, *eight, integer_total, bias, knee, FLOAT, True)
+    yield "linear_w8a8", (q, None, False, row_scale, *eight, integer_total, None, None, torch.float16, False)
+    yield "linear_w4a8", (q, knee, True, None, *four, total, 32, bias, rows, FLOAT, True)
+    yield (
+        "linear_w4a8",
+        (q[:0], None, False, row_scale[:0], *four, total, 32, None, None, torch.bfloat16, False),
+    )
+    yield "linear_w8a16", (x, *eight, bias, rows, FLOAT, True)
+    yield "linear_w8a16", (x.half(), *eight, None, None, torch.float16, False)
+    yield "linear_w4a16", (x, *four, 32, None, knee, FLOAT, True)
+    yield "linear_w4a16", (x.bfloat16(), *four, 32, bias, None, FLOAT, False)
 
 
 def ssd_samples(device: torch.device) -> Iterator[tuple[str, tuple[Any, ...]]]:

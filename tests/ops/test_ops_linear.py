@@ -54,6 +54,27 @@ def test_floating_results(
             assert_true_sums(got, x, weights, x_code, row_scale, offset)
 
 
+@pytest.mark.parametrize(("lead", "inputs", "outputs", "group_size"), CASES)
+def test_weights_that_are_constant_may_be_read_ahead(
+    lead: Lead, inputs: int, outputs: int, group_size: int | None, device: torch.device
+) -> None:
+    weights = weights_of(inputs, outputs, group_size, device)
+    whole = (weights.codes, weights.scale, weights.total)
+    size = () if group_size is None else (group_size,)
+    codes, values = integers(*lead, inputs, seed=1, device=device), normals(*lead, inputs, device=device)
+    eight, sixteen = (
+        (ops.linear_w8a8, ops.linear_w8a16) if group_size is None else (ops.linear_w4a8, ops.linear_w4a16)
+    )
+    got = []
+    for constant in (False, True):
+        x = codes + 0  # a kernel just before, that writes the input
+        end = (*size, None, None, torch.float32, constant)
+        got.append(eight(x, knee_rows(device=device), True, None, *whole, *end))
+        got.append(sixteen((values + 0).half(), *whole[:2], *end))
+    assert torch.equal(got[0], got[2])
+    assert torch.equal(got[1], got[3])
+
+
 @pytest.mark.parametrize(("lead", "inputs", "outputs", "group_size"), CASES[::2])
 def test_coded_results(
     lead: Lead, inputs: int, outputs: int, group_size: int | None, device: torch.device
