@@ -14,7 +14,7 @@ from dualscale_mamba.profiling.base import Subject
 
 # The first part whose word occurs in a tensor's name owns it; what none claims is "other".
 PARTS = {
-    "codes": (".rows", ".state_store."),
+    "codes": (".rows",),
     "rotation": (".rotation",),
     "embedding": ("embed", "lm_head"),
     "norms": ("norm",),
@@ -116,7 +116,6 @@ def computed_weights(model: MambaLM) -> dict[str, int]:
     layers = model.weight_layers()
     rotations = [block.mixer.rotation for block in model.blocks()]
     codes = [site.code.rows for site in model.sites().values() if site.code is not None]
-    codes += [code for block in model.blocks() for code in block.mixer.state_store.buffers()]
     parts = footprint.weight_parts(
         model.config,
         lambda name: layers[name].grid,
@@ -142,8 +141,4 @@ def computed_state(model: MambaLM, batch: int) -> int:
     code = model.blocks()[0].mixer.conv_input.code
     is_int8 = code is not None and code.is_scalar_knee
     conv = 1 if is_int8 else model.dtype.itemsize
-    coding = model.blocks()[0].mixer.state_store.coding
-    if coding is None:
-        return footprint.state_bytes(model.config, batch, conv, model.state_dtype.itemsize)
-    own = coding.bytes_of(model.config.d_inner, model.config.d_state)
-    return footprint.state_bytes(model.config, batch, conv, 0) + batch * model.config.n_layer * own
+    return footprint.state_bytes(model.config, batch, conv, model.state_dtype.itemsize)

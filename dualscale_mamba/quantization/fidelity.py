@@ -23,6 +23,7 @@ from dualscale_mamba.observers.percentile import Percentile
 from dualscale_mamba.progress import bar
 from dualscale_mamba.quantization.sensitivity import Bench, restored
 from dualscale_mamba.quantization.site import Site
+from dualscale_mamba.sites import short_name
 
 OBJECTIVES = ("mse", "output", "kl")
 
@@ -149,12 +150,13 @@ def propose(
         most: Candidates of a site, by squared error, that are measured by an objective that runs the model.
         percentile: What the configuration has; it is always measured.
     """
-    sites = {name: site for name, site in bench.model.sites().items() if bench.recipe.carries(name)}
+    sites = {
+        name: site for name, site in bench.model.sites().items() if short_name(name) in bench.recipe.carriers
+    }
     found = []
     with restored(bench.model), torch.no_grad():
         for name, site in bar(list(sites.items()), f"proposals by {objective}", "site"):
-            histogram, mode = bench.calibration.histograms[name], bench.recipe.mode_of(name)
-            assert mode is not None, "a study of formats has one to propose settings of"
+            histogram, mode = bench.calibration.histograms[name], bench.recipe.mode_of(short_name(name))
             best = candidates(histogram, site.floor, mode, percentiles, most)
             trials = [Chosen(percentile), *best]
             errors = [

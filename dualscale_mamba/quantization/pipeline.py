@@ -164,12 +164,9 @@ def _set_code(
     if recipe.is_per_token(short):
         site.set_code(_unit_code(device), per_token=True)
         return {"name": name, "format": "single", "observer": "per_token", "bits_per_value": 8.0}
-    histogram, mode = calibration.histograms[name], recipe.mode_of(name)
-    assert mode is not None
-    if histogram.groups > 1 and not recipe.carries(name):  # counted for a layer that has a code a channel
-        histogram = histogram.merged()
+    histogram = calibration.histograms[name]
     observer = recipe.observer_of(name)
-    fitted = observer.fit(histogram, site.floor, mode)
+    fitted = observer.fit(histogram, site.floor, recipe.mode_of(short))
     site.set_code(fitted.code.expanded(histogram.assignment).to(device))
     return describe(name, histogram, fitted, observer, site.floor)
 
