@@ -15,7 +15,6 @@ from dualscale_mamba.formats.dual import Dual
 
 GROUP_SIZE = 128
 FEW_ROWS = (1, 2, 4, 8, 16)
-SOME_ROWS = (16, 32, 64, 128, 256)
 MANY_ROWS = (64, 256, 2048, 16384)
 # torch._int_mm takes no fewer rows than this; torch._weight_int4pack_mm is made for few and takes minutes for many.
 INT_MM_ROWS, INT4PACK_ROWS = 17, 256
@@ -58,7 +57,7 @@ LAYERS = (
     Layer("x_proj", 5120, 192, knee=True),
     Layer("dt_proj", 160, 5120),
     Layer("out_proj", 5120, 2560),
-    Layer("head", 2560, 50280, largest_rows=64),
+    Layer("head", 2560, 50280, largest_rows=8),
 )
 
 
@@ -179,6 +178,5 @@ def work_of(rows: tuple[int, ...]) -> Iterator[Work]:
 
 FAMILIES: dict[str, Callable[[], Iterator[Work]]] = {
     "linear_few": lambda: work_of(FEW_ROWS),
-    "linear_some": lambda: work_of(SOME_ROWS),
     "linear_many": lambda: work_of(MANY_ROWS),
 }

@@ -55,8 +55,6 @@ inline const char* name_of(ScalarType type) {
       return "int8";
     case ScalarType::Byte:
       return "uint8";
-    case ScalarType::Short:
-      return "int16";
     case ScalarType::Int:
       return "int32";
     case ScalarType::Double:
@@ -181,12 +179,9 @@ inline void check_parameter(const Argument& argument, const OptionalTensor& tens
 }
 
 // Which codes an argument may have.
-enum class Codes { kKneeOneRow, kKnee, kAny, kAnyOrPair };
+enum class Codes { kKneeOneRow, kKnee, kAny };
 
 inline bool is_knee(const Tensor& code) { return code.size(1) == kKneeWidth; }
-inline bool is_pair(const OptionalTensor& code) {
-  return code && code->dim() == 2 && code->size(1) == kPairWidth;
-}
 
 // A code for `channels` channels.
 inline void check_code(const Argument& argument, const Tensor& code, int64_t channels, Codes allowed,
@@ -195,18 +190,14 @@ inline void check_code(const Argument& argument, const Tensor& code, int64_t cha
   check_same_device(argument, code, first);
   const bool rows =
       code.dim() == 2 && (code.size(0) == 1 || (allowed != Codes::kKneeOneRow && code.size(0) == channels));
-  const bool any = allowed == Codes::kAny || allowed == Codes::kAnyOrPair;
-  const bool width = code.dim() == 2 && (code.size(1) == kKneeWidth || (any && code.size(1) == kTableWidth) ||
-                                         (allowed == Codes::kAnyOrPair && code.size(1) == kPairWidth));
+  const bool width = code.dim() == 2 &&
+                     (code.size(1) == kKneeWidth || (allowed == Codes::kAny && code.size(1) == kTableWidth));
   if (!rows || !width || !code.is_contiguous()) {
     std::ostringstream text;
     text << "contiguous (1" << (allowed == Codes::kKneeOneRow ? "" : " or " + std::to_string(channels))
          << ", " << kKneeWidth;
-    if (any) {
+    if (allowed == Codes::kAny) {
       text << " or " << kTableWidth;
-    }
-    if (allowed == Codes::kAnyOrPair) {
-      text << " or " << kPairWidth;
     }
     refuse(argument, "has shape " + shape_of(code), text.str() + ")");
   }

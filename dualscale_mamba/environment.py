@@ -37,7 +37,6 @@ NUMERICS = (
     "profiling",
     "quantization",
     "rounding",
-    "states",
 )
 
 

@@ -56,140 +56,44 @@ CUtensorMap map_of_result(const Epilogue& e, int64_t rows, int line_bytes) {
   }
 }
 
-// Tiles of a product, and how many blocks share the depth of one.
-struct Cut {
-  int rows, columns, split;
-};
-
-template <class G>
-Grid grid_of_tiles(const ManyRows& p, const Epilogue& e, int split) {
+template <int kColumns, bool kKnee, int kFlush>
+void launch(const ManyRows& p, const Epilogue& e, int device, cudaStream_t stream) {
+  using G = Gemm<kColumns, kKnee, kFlush>;
+  const auto kernel = gemm<kColumns, kKnee, kFlush>;
+  allow_shared(kernel, G::kShared);
   Grid grid{};
   grid.rows = p.rows;
   grid.steps = static_cast<int>(ceil_div(p.depth, kLineBytes));
-  grid.row_tiles = static_cast<int>(ceil_div(p.rows, G::kTileRows));
-  grid.column_tiles = static_cast<int>(ceil_div(e.columns, G::kTileColumns));
-  grid.cluster = !G::kCut && grid.row_tiles > 1 ? 2 : 1;
-  grid.split = split;
+  grid.row_tiles = static_cast<int>(ceil_div(p.rows, kTileRows));
+  grid.column_tiles = static_cast<int>(ceil_div(e.columns, kColumns));
+  grid.cluster = grid.row_tiles > 1 ? 2 : 1;
   grid.group_scale = p.group_scale;
   grid.padded_columns = p.padded_columns;
   grid.group_steps = static_cast<int>(std::max<int64_t>(p.group_size / kLineBytes, 1));
   grid.groups = p.group_size ? ceil_div(p.depth, p.group_size) : 0;
-  const int width = width_of(e.kind);
-  if (e.columns * width % 16 == 0) {
-    // A line must not reach into the next tile, nor end inside a chunk; chunks of a cut tile are written
-    // singly.
-    const bool fits = !G::kCut && width < 4 && G::kTileColumns * width % kStripLine == 0;
-    grid.line_bytes = fits ? kStripLine : kChunkColumns * width;
-  }
-  return grid;
-}
-
-template <int kRows, int kColumns, bool kKnee, int kFlush>
-void launch(const ManyRows& p, const Epilogue& e, int split, int device, cudaStream_t stream) {
-  using G = Gemm<kRows, kColumns, kKnee, kFlush>;
-  const auto kernel = gemm<kRows, kColumns, kKnee, kFlush>;
-  allow_shared(kernel, G::kShared);
-  const Grid grid = grid_of_tiles<G>(p, e, split);
   const int64_t tiles = ceil_div(grid.row_tiles, grid.cluster) * grid.column_tiles;
-  const int blocks = grid.cluster * grid.split;
-  const int64_t clusters = G::kCut ? tiles : std::min<int64_t>(tiles, multiprocessors(device) / blocks);
+  const int64_t clusters = std::min<int64_t>(tiles, multiprocessors(device) / grid.cluster);
 
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(clusters * blocks));
+  config.gridDim = dim3(static_cast<unsigned>(clusters * grid.cluster));
   config.blockDim = dim3(kGemmThreads);
   config.dynamicSmemBytes = G::kShared;
   config.stream = stream;
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = attributes;
-  config.numAttrs = 2;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  const int width = width_of(e.kind);
+  if (e.columns * width % 16 == 0) {
+    // A line must not reach into the next tile, nor end inside a chunk.
+    const bool fits = width < 4 && kColumns * width % kStripLine == 0;
+    grid.line_bytes = fits ? kStripLine : kChunkColumns * width;
+  }
   const CUtensorMap y = grid.line_bytes ? map_of_result(e, p.rows, grid.line_bytes) : CUtensorMap{};
-  const CUtensorMap x = map_of_codes(p.x, p.rows, p.depth, p.x_stride, kRows);
+  const CUtensorMap x = map_of_codes(p.x, p.rows, p.depth, p.x_stride, kTileRows);
   const CUtensorMap weight = map_of_codes(p.weight, e.columns, p.depth, p.depth, kColumns / 2);
   STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, x, weight, y, e, grid));
-}
-
-// Time is counted in lines of 128 bytes, of which a processor takes in one in 1.3 ns; from memory, with all
-// processors at it, one in 4 ns.
-constexpr int64_t kMemoryLine = 3;
-constexpr int64_t kChunkTime = 300;     // of a warp that finishes 16 rows and 32 columns
-constexpr int64_t kExchangeTime = 300;  // of a cluster whose blocks wait for each other
-constexpr int64_t kRemoteLine = 4;      // of another block's shared memory
-constexpr int kLeastNeighbours = 16;    // processors among which a cluster must find room
-
-// How long a product takes with such tiles; none for a cut one that does not fit the chip at once.
-int64_t time_of(const ManyRows& p, const Epilogue& e, const Cut& cut, int device) {
-  const int64_t processors = multiprocessors(device), lines = ceil_div(p.depth, kLineBytes);
-  const int64_t tiles = ceil_div(p.rows, cut.rows) * ceil_div(e.columns, cut.columns);
-  const int64_t from_memory = lines * e.columns * kMemoryLine / processors;
-  const int64_t chunks = cut.columns / kChunkColumns;
-  if (cut.rows > kGroupRows) {
-    const int64_t rounds = ceil_div(tiles, processors);
-    return std::max(rounds * lines * (cut.rows + cut.columns), from_memory) + chunks * kChunkTime;
-  }
-  const int64_t clusters =
-      cut.split > 1 ? processors / kLeastNeighbours * (kLeastNeighbours / cut.split) : processors;
-  const int64_t unit = std::max<int64_t>(p.group_size / kLineBytes, 1), units = ceil_div(lines, unit);
-  if (tiles > clusters || cut.split > units) {
-    return std::numeric_limits<int64_t>::max();
-  }
-  const int64_t steps = std::min(ceil_div(units, cut.split) * unit, lines);
-  const int64_t sums = int64_t{cut.rows} * cut.columns * 4 / kLineBytes * (e.knee && !p.group_size ? 2 : 1);
-  const int64_t exchange =
-      cut.split > 1 ? kExchangeTime + sums * (cut.split - 1) / cut.split * kRemoteLine : 0;
-  return std::max(steps * (cut.rows + cut.columns), from_memory) + exchange +
-         ceil_div(chunks * 4, 8 * cut.split) * kChunkTime;
-}
-
-// The quickest of these tiles, with each number of blocks that may share one.
-Cut quickest(const ManyRows& p, const Epilogue& e, std::initializer_list<Cut> tiles, int device) {
-  Cut best{};
-  int64_t least = std::numeric_limits<int64_t>::max();
-  for (Cut cut : tiles) {
-    const int most = cut.rows > kGroupRows ? 1 : kMostSplit;
-    for (cut.split = 1; cut.split <= most; ++cut.split) {
-      const int64_t time = time_of(p, e, cut, device);
-      if (time < least) {
-        best = cut;
-        least = time;
-      }
-    }
-  }
-  return best;
-}
-
-// Sums of integers.
-void multiply_codes(const ManyRows& p, const Epilogue& e, int device, cudaStream_t stream) {
-  if (e.knee) {
-    const Cut cut = quickest(p, e, {{128, 96}, {64, 128}, {64, 64}}, device);
-    const auto go = cut.rows == 128      ? launch<128, 96, true, 0>
-                    : cut.columns == 128 ? launch<64, 128, true, 0>
-                                         : launch<64, 64, true, 0>;
-    go(p, e, cut.split, device, stream);
-    return;
-  }
-  // Of tiles of 128 rows the smaller ones where the larger ones would leave processors idle, or fetching the
-  // weights is what takes long.
-  const bool is_large =
-      p.rows > 128 && ceil_div(p.rows, 128) * ceil_div(e.columns, 256) >= multiprocessors(device);
-  const Cut cut = quickest(p, e, {{128, is_large ? 256 : 128}, {64, 256}, {64, 128}, {64, 64}}, device);
-  const auto go = cut.rows == 128      ? (is_large ? launch<128, 256, false, 0> : launch<128, 128, false, 0>)
-                  : cut.columns == 256 ? launch<64, 256, false, 0>
-                  : cut.columns == 128 ? launch<64, 128, false, 0>
-                                       : launch<64, 64, false, 0>;
-  go(p, e, cut.split, device, stream);
-}
-
-// Sums of groups times their scales.
-template <bool kKnee, int kFlush>
-void multiply_groups(const ManyRows& p, const Epilogue& e, int device, cudaStream_t stream) {
-  constexpr int kColumns = kKnee ? 96 : 128;
-  const Cut cut = quickest(p, e, {{128, kColumns}, {64, 128}}, device);
-  const auto go = cut.rows == 128 ? launch<128, kColumns, kKnee, kFlush> : launch<64, 128, kKnee, kFlush>;
-  go(p, e, cut.split, device, stream);
 }
 
 }  // namespace
@@ -197,16 +101,22 @@ void multiply_groups(const ManyRows& p, const Epilogue& e, int device, cudaStrea
 void multiply_many_rows(const ManyRows& p, const Epilogue& e, int device, cudaStream_t stream) {
   const int64_t products = p.group_size / kCodesOfProduct;
   if (p.group_scale == nullptr) {
-    multiply_codes(p, e, device, stream);
+    // Smaller tiles where larger ones would leave processors idle.
+    const int64_t large = ceil_div(p.rows, kTileRows) * ceil_div(e.columns, 256);
+    if (e.knee) {
+      launch<96, true, 0>(p, e, device, stream);
+    } else if (large >= multiprocessors(device)) {
+      launch<256, false, 0>(p, e, device, stream);
+    } else {
+      launch<128, false, 0>(p, e, device, stream);
+    }
   } else if (products >= kProducts) {
-    const auto go = e.knee ? multiply_groups<true, kProducts> : multiply_groups<false, kProducts>;
-    go(p, e, device, stream);
+    e.knee ? launch<96, true, kProducts>(p, e, device, stream)
+           : launch<128, false, kProducts>(p, e, device, stream);
   } else if (products == 2) {
-    const auto go = e.knee ? multiply_groups<true, 2> : multiply_groups<false, 2>;
-    go(p, e, device, stream);
+    e.knee ? launch<96, true, 2>(p, e, device, stream) : launch<128, false, 2>(p, e, device, stream);
   } else {
-    const auto go = e.knee ? multiply_groups<true, 1> : multiply_groups<false, 1>;
-    go(p, e, device, stream);
+    e.knee ? launch<96, true, 1>(p, e, device, stream) : launch<128, false, 1>(p, e, device, stream);
   }
 }
 

@@ -1,49 +1,38 @@
 // The product of many rows of int8 with int8 weights on a Hopper GPU (wgmma).
 //
-// A block computes tiles one after another. One of its three groups of four warps copies steps of 128 codes
-// of x and of the weights into shared memory, several steps ahead; the other two multiply. Tiles come in two
-// kinds:
-//
-// * 128 rows: each group multiplies 64 rows and finishes its sums in registers. Two blocks that form a
-// cluster
-//   have neighbouring rows and the same columns: each copies half of the weights for both, because it is the
-//   second level of the cache that would run dry first.
-// * 64 rows, for products that would leave most of the chip idle: each group multiplies half of the columns,
-//   and the blocks of a cluster share the depth (gemm_parts.cuh). A cluster has one tile.
+// A block computes tiles of 128 rows one after another. One of its three groups of four warps copies steps of
+// 128 codes of x and of the weights into shared memory, several steps ahead; the other two multiply 64 rows
+// each and finish their sums in registers. Two blocks that form a cluster have neighbouring rows and the same
+// columns: each copies half of the weights for both, because it is the second level of the cache that would
+// run dry first.
 //
 // Variants: with the knee term, x passes through registers, where its part beyond the knee is made, and has a
 // second set of sums; with group scales, integer sums of a group are added to floating-point ones.
 #pragma once
 
-#include "ahead.cuh"
-#include "gemm_parts.cuh"
+#include "gemm_finish.cuh"
 
 namespace dualscale {
 
+constexpr int kTileRows = 128;
+constexpr int kGroupRows = 64;  // of a group of four warps
 constexpr int kGemmThreads = 3 * 128;
 constexpr int kGroupedTiles = 8;  // pairs of row tiles that are walked before the next columns' weights
 constexpr int kProducts = kLineBytes / kCodesOfProduct;
-constexpr int kMostBytes = 204 * 1024;  // of shared memory, for steps and for sums on their way
 
 // kFlush: products after which a group may end (1, 2 or 4), or 0 where a column has one scale.
-template <int kRows, int kColumns, bool kKnee, int kFlush>
+template <int kColumns, bool kKnee, int kFlush>
 struct Gemm {
   using Sum = std::conditional_t<kFlush == 0, int32_t, float>;
-  static constexpr bool kCut = kRows == kGroupRows;  // whether columns and depth of a tile are shared
-  static constexpr bool kBeyond = kKnee && kFlush == 0;
-  static constexpr int kTileRows = kRows, kTileColumns = kColumns;
-  static constexpr int kGroupColumns = kCut ? kColumns / 2 : kColumns;
-  static constexpr int kSums = kGroupColumns / 2;  // of a thread
-  static constexpr int kRowBytes = kRows * kLineBytes, kColumnBytes = kColumns * kLineBytes;
-  static constexpr int kPartBytes =
-      kCut ? places_of(kRows / 16 * kColumns / kChunkColumns) * kChunkBytes * (kBeyond ? 2 : 1) : 0;
-  static constexpr int kStageBytes = kRowBytes + kColumnBytes;
-  static constexpr int kStages = (kMostBytes - kPartBytes) / kStageBytes;
-  using Parameters = Columns<Sum, kColumns, kBeyond>;
-  static constexpr int kParts = kStages * kStageBytes, kStrips = kParts + kPartBytes;
-  static constexpr int kParameters = kStrips + 8 * kStripBytes;
+  static constexpr int kTileColumns = kColumns;
+  static constexpr int kSums = kColumns / 2;  // of a thread
+  static constexpr int kRowBytes = kTileRows * kLineBytes, kColumnBytes = kColumns * kLineBytes;
+  static constexpr int kStages = kColumns > 128 ? 4 : 6, kStageBytes = kRowBytes + kColumnBytes;
+  static constexpr int kTileBytes = kStages * kStageBytes;
+  using Parameters = Columns<Sum, kColumns, kKnee && kFlush == 0>;
+  static constexpr int kStrips = kTileBytes, kParameters = kStrips + 8 * kStripBytes;
   static constexpr int kBarriers = kParameters + (sizeof(Parameters) + 15) / 16 * 16;
-  static constexpr int kShared = kBarriers + (2 * kStages + 1) * 8;
+  static constexpr int kShared = kBarriers + 2 * kStages * 8;
 };
 
 #if defined(DUALSCALE_HOPPER)
@@ -57,12 +46,6 @@ struct Tile {
     const int in_group = kGroupedTiles * grid.column_tiles, first = index / in_group * kGroupedTiles;
     const int height = min(kGroupedTiles, pairs - first), rest = index % in_group;
     return {(first + rest % height) * grid.cluster + rank, rest / height};
-  }
-  static __device__ __forceinline__ int first(const Grid& grid) {
-    return blockIdx.x / (grid.cluster * grid.split);
-  }
-  static __device__ __forceinline__ int after(const Grid& grid, int index) {
-    return index + gridDim.x / (grid.cluster * grid.split);
   }
   static __device__ __forceinline__ int count(const Grid& grid) {
     return (grid.row_tiles + grid.cluster - 1) / grid.cluster * grid.column_tiles;
@@ -93,14 +76,13 @@ __device__ __forceinline__ void copy_tiles(const CUtensorMap* x, const CUtensorM
                                            uint32_t tiles, uint32_t barriers, int rank) {
   constexpr int kHalf = G::kColumnBytes / 2;
   Place<G> place{0, 1};  // the first round finds the room free
-  for (int index = Tile::first(grid); index < Tile::count(grid); index = Tile::after(grid, index)) {
-    const Tile tile = Tile::of(grid, index, G::kCut ? 0 : rank);
-    for (int step = first_step<G::kCut>(grid, rank); step < grid.steps;
-         step = step_after<G::kCut>(grid, step)) {
+  for (int index = blockIdx.x / grid.cluster; index < Tile::count(grid); index += gridDim.x / grid.cluster) {
+    const Tile tile = Tile::of(grid, index, rank);
+    for (int step = 0; step < grid.steps; ++step) {
       const uint32_t full = barriers + place.stage * 8, to = tiles + place.stage * G::kStageBytes;
       barrier_wait(barriers + (G::kStages + place.stage) * 8, place.phase);
       barrier_expect(full, G::kStageBytes);
-      copy_box(to, x, full, step * kLineBytes, tile.row * G::kTileRows, 0);
+      copy_box(to, x, full, step * kLineBytes, tile.row * kTileRows, 0);
       for (int half = 0; half < 2; ++half) {
         const int row = tile.column * G::kTileColumns + half * G::kTileColumns / 2;
         if (grid.cluster == 1 || half == rank) {
@@ -140,13 +122,13 @@ struct GroupScales {
 };
 
 // What the two groups of warps that multiply have at hand.
-template <int kRows, int kColumns, bool kKnee, int kFlush>
+template <int kColumns, bool kKnee, int kFlush>
 struct Multiplier {
-  using G = Gemm<kRows, kColumns, kKnee, kFlush>;
+  using G = Gemm<kColumns, kKnee, kFlush>;
   using Sum = typename G::Sum;
+  const Epilogue& e;
   const Grid& grid;
   uint32_t tiles, barriers;
-  int rank;
   KneeTerm term;
   Place<G> place;
   int32_t sums[G::kSums], beyond[kKnee ? G::kSums : 1];
@@ -161,19 +143,12 @@ struct Multiplier {
     }
   }
   __device__ __forceinline__ uint32_t rows() const {
-    const int group = threadIdx.x / 128 - 1;
-    return tiles + place.stage * G::kStageBytes + (G::kCut ? 0 : group * kGroupRows * kLineBytes);
+    return tiles + place.stage * G::kStageBytes + (threadIdx.x / 128 - 1) * kGroupRows * kLineBytes;
   }
-  __device__ __forceinline__ uint32_t columns() const {
-    const int group = threadIdx.x / 128 - 1;
-    return tiles + place.stage * G::kStageBytes + G::kRowBytes +
-           (G::kCut ? group * G::kGroupColumns * kLineBytes : 0);
-  }
-  // To whoever copied the step: all blocks that share the weights, or this one.
   __device__ __forceinline__ void release(int stage) const {
     const int lane = threadIdx.x % 32;
     if (lane < grid.cluster) {
-      barrier_arrive(barriers + (G::kStages + stage) * 8, G::kCut ? rank : lane);
+      barrier_arrive(barriers + (G::kStages + stage) * 8, lane);
     }
   }
 
@@ -182,7 +157,8 @@ struct Multiplier {
   template <int kCount>
   __device__ __forceinline__ void issue(int first, const uint32_t (&codes)[kCount][4],
                                         const uint32_t (&over)[kCount][4], bool add) {
-    const uint64_t weight = tile_view(columns()), row = tile_view(rows());
+    const uint64_t weight = tile_view(tiles + place.stage * G::kStageBytes + G::kRowBytes),
+                   row = tile_view(rows());
     products_begin();
 #pragma unroll
     for (int p = 0; p < kCount; ++p) {
@@ -213,16 +189,15 @@ struct Multiplier {
   // Exact sums of all steps: without a knee, a step's products run while the next step arrives.
   __device__ __forceinline__ void sum_steps() {
     constexpr int kOpen = kKnee ? 0 : 1;
-    int last = -1;
+    int last = 0;
     clear();
-    for (int step = first_step<G::kCut>(grid, rank); step < grid.steps;
-         step = step_after<G::kCut>(grid, step)) {
+    for (int step = 0; step < grid.steps; ++step) {
       uint32_t codes[kProducts][4], over[kProducts][4];
       barrier_wait(barriers + place.stage * 8, place.phase);
       fetch(0, codes, over);
-      issue(0, codes, over, last >= 0);
+      issue(0, codes, over, step > 0);
       products_wait<kOpen>();
-      if (kKnee || last >= 0) {
+      if (step >= kOpen) {
         release(kKnee ? place.stage : last);
       }
       last = place.stage;
@@ -238,8 +213,7 @@ struct Multiplier {
   __device__ __forceinline__ void sum_groups(int64_t column, float (&total)[G::kSums]) {
     constexpr int kPart = kFlush ? kFlush : kProducts, kParts = kProducts / kPart;
     clear();
-    for (int step = first_step<G::kCut>(grid, rank); step < grid.steps;
-         step = step_after<G::kCut>(grid, step)) {
+    for (int step = 0; step < grid.steps; ++step) {
       barrier_wait(barriers + place.stage * 8, place.phase);
       const bool begins = kParts > 1 || step % grid.group_steps == 0;
       const bool ends = kParts > 1 || (step + 1) % grid.group_steps == 0 || step + 1 == grid.steps;
@@ -263,63 +237,72 @@ struct Multiplier {
   }
 };
 
-// The codes of x and of the result, which only the end of a tile needs, into this processor's cache.
-__device__ __forceinline__ void fetch_codes(const Epilogue& e) {
-  for (const float* const row : {e.x_code, e.code.rows}) {
-    if (row != nullptr) {
-      asm volatile("prefetch.global.L1 [%0];" ::"l"(row) : "memory");
-      asm volatile("prefetch.global.L1 [%0];" ::"l"(row + kKneeWidth - 1) : "memory");
+// The parameters of a tile's columns, one column a thread: fetched before its products, in shared memory
+// after them.
+template <class Sum, int kColumns, bool kKnee>
+struct NextColumns {
+  static_assert(kColumns <= 256);
+  typename Column<Sum>::Fetched fetched;
+  float4 code[2], first[2];
+  int n;
+
+  __device__ __forceinline__ NextColumns(const Epilogue& e, int64_t column) : n(threadIdx.x - 128) {
+    if (n < kColumns) {
+      fetched = Column<Sum>::fetch(e, column + n);
+      if (e.code.per_channel) {
+        const auto* const rows = reinterpret_cast<const float4*>(e.code.rows);
+        const int64_t mine = min(column + n, e.columns - 1);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          code[i] = rows[2 * mine + i];
+          first[i] = rows[2 * column + i];
+        }
+      }
     }
   }
-}
 
-template <bool kFirst, class A, class B>
-__device__ __forceinline__ const auto& chosen(const A& a, const B& b) {
-  if constexpr (kFirst) {
-    return a;
-  } else {
-    return b;
+  // Whether all columns have one output code.
+  __device__ __forceinline__ bool set(const Epilogue& e, Columns<Sum, kColumns, kKnee>& columns) const {
+    bool same = true;
+    if (n < kColumns) {
+      columns.set(n, Column<Sum>::of(e, fetched));
+      if (e.code.per_channel) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          same = same && code[i].x == first[i].x && code[i].y == first[i].y && code[i].z == first[i].z &&
+                 code[i].w == first[i].w;
+        }
+      }
+    }
+    return all_of_group(same);
   }
-}
+};
 
-template <int kRows, int kColumns, bool kKnee, int kFlush>
+template <int kColumns, bool kKnee, int kFlush>
 __device__ __forceinline__ void multiply_tiles(const CUtensorMap* y, const Epilogue& e, const Grid& grid,
                                                uint8_t* memory, uint32_t barriers, int rank) {
-  using G = Gemm<kRows, kColumns, kKnee, kFlush>;
+  using G = Gemm<kColumns, kKnee, kFlush>;
   using Sum = typename G::Sum;
-  const int warp = threadIdx.x / 32 - 4, group = G::kCut ? warp / 4 : 0;
+  const int warp = threadIdx.x / 32 - 4;
   auto& columns = *reinterpret_cast<typename G::Parameters*>(memory + G::kParameters);
   const KneeTerm term = kKnee ? KneeTerm::of(e.x_code) : KneeTerm{};
-  const Finisher<kColumns, G::kBeyond, Sum> finisher{
+  const Finisher<kColumns, kKnee && kFlush == 0, Sum> finisher{
       e, grid, y, columns, memory + G::kStrips + warp * kStripBytes, term.turned};
-  Multiplier<kRows, kColumns, kKnee, kFlush> m{grid, shared_address(memory), barriers, rank, term};
-  for (int index = Tile::first(grid); index < Tile::count(grid); index = Tile::after(grid, index)) {
-    const Tile tile = Tile::of(grid, index, G::kCut ? 0 : rank);
+  Multiplier<kColumns, kKnee, kFlush> m{e, grid, shared_address(memory), barriers, term};
+  for (int index = blockIdx.x / grid.cluster; index < Tile::count(grid); index += gridDim.x / grid.cluster) {
+    const Tile tile = Tile::of(grid, index, rank);
     const int64_t column = static_cast<int64_t>(tile.column) * kColumns;
-    const int64_t row = static_cast<int64_t>(tile.row) * kRows;
-    const NextColumns<Sum, kColumns, G::kBeyond> next(e, column);
-    const Parts<G> parts(grid, memory + G::kParts, barriers + 2 * G::kStages * 8, rank, row);
-    if (G::kCut && threadIdx.x == 128) {
-      parts.expect();
-    }
-    float total[kFlush ? G::kSums : 1] = {};
+    const int64_t row = static_cast<int64_t>(tile.row) * kTileRows + warp * 16;
+    const NextColumns<Sum, kColumns, kKnee && kFlush == 0> next(e, column);
     if constexpr (kFlush == 0) {
       m.sum_steps();
+      finisher.run(m.sums, m.beyond, row, column, next.set(e, columns));
     } else {
-      m.sum_groups(column + group * G::kGroupColumns, total);
+      float total[G::kSums] = {};
+      m.sum_groups(column, total);
+      finisher.run(total, total, row, column, next.set(e, columns));
     }
-    const auto& sums = chosen<kFlush == 0>(m.sums, total);
-    const auto& beyond = chosen<kFlush == 0>(m.beyond, total);
-    if constexpr (G::kCut) {
-      parts.send(0, sums);
-      if constexpr (G::kBeyond) {
-        parts.send(1, beyond);
-      }
-      parts.finish(finisher, row, column, next.set(e, columns));
-    } else {
-      finisher.run(sums, beyond, row + warp * 16, column, 0, next.set(e, columns));
-      all_of_group(true);  // the columns' parameters have been read before the next tile's are written
-    }
+    all_of_group(true);  // the columns' parameters have been read before the next tile's are written
   }
   if (threadIdx.x % 32 == 0) {
     boxes_wait<0>();
@@ -328,47 +311,35 @@ __device__ __forceinline__ void multiply_tiles(const CUtensorMap* y, const Epilo
 
 #endif
 
-template <int kRows, int kColumns, bool kKnee, int kFlush>
+template <int kColumns, bool kKnee, int kFlush>
 __global__ void __launch_bounds__(kGemmThreads, 1)
     gemm(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap weight,
          const __grid_constant__ CUtensorMap y, const __grid_constant__ Epilogue e,
          const __grid_constant__ Grid grid) {
 #if defined(DUALSCALE_HOPPER)
-  using G = Gemm<kRows, kColumns, kKnee, kFlush>;
+  using G = Gemm<kColumns, kKnee, kFlush>;
   extern __shared__ __align__(1024) uint8_t memory[];
   const uint32_t tiles = shared_address(memory), barriers = tiles + G::kBarriers;
-  const int rank = grid.cluster * grid.split > 1 ? static_cast<int>(cluster_rank()) : 0;
+  const int rank = grid.cluster > 1 ? static_cast<int>(cluster_rank()) : 0;
   if (threadIdx.x == 0) {
-    prefetch_map(&x);
-    prefetch_map(&weight);
-    if (grid.line_bytes) {
-      prefetch_map(&y);
-    }
     for (int i = 0; i < G::kStages; ++i) {
       barrier_init(barriers + i * 8, 1);
       barrier_init(barriers + (G::kStages + i) * 8, 8 * grid.cluster);
     }
-    barrier_init(barriers + 2 * G::kStages * 8, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  cluster_meet();
-  await_earlier();
-  admit_later();
+  cluster_sync();
   if (threadIdx.x < 128) {
     give_registers<24>();
     if (threadIdx.x == 0) {
       copy_tiles<G>(&x, &weight, grid, tiles, barriers, rank);
-    } else if (threadIdx.x == 32) {
-      fetch_codes(e);
     }
     __syncwarp();
   } else {
     take_registers<240>();
-    multiply_tiles<kRows, kColumns, kKnee, kFlush>(&y, e, grid, memory, barriers, rank);
+    multiply_tiles<kColumns, kKnee, kFlush>(&y, e, grid, memory, barriers, rank);
   }
-  if (grid.cluster > 1) {
-    cluster_meet();  // another block's copies and arrivals reach into this one until the end
-  }
+  cluster_sync();  // another block's copies and arrivals reach into this one until the end
 #endif
 }
 

@@ -11,16 +11,13 @@ namespace dualscale {
 constexpr int kChunkColumns = 32;
 constexpr int kStripLine = 64;
 constexpr int kStripBytes = 16 * kLineBytes;
-constexpr int kGroupRows = 64;  // of a product of a group of four warps
 
 struct Grid {
   int64_t rows;
-  int steps, row_tiles, column_tiles;
-  int cluster;  // of blocks with neighbouring rows, or
-  int split;    // of blocks that share the depth of a tile
+  int steps, row_tiles, column_tiles, cluster;
   const float* group_scale;
   int64_t padded_columns;
-  int group_steps;  // of a group that takes whole steps, or 1
+  int group_steps;  // of a group that takes whole steps
   int64_t groups;
   int line_bytes;  // of a strip; 0 where rows of the result do not begin at multiples of 16 bytes
 };
@@ -70,47 +67,6 @@ __device__ __forceinline__ bool all_of_group(bool condition) {
       : "memory");
   return all != 0;
 }
-
-// The parameters of a tile's columns, one column a thread: fetched before its products, in shared memory
-// after them.
-template <class Sum, int kColumns, bool kKnee>
-struct NextColumns {
-  static_assert(kColumns <= 256);
-  typename Column<Sum>::Fetched fetched;
-  float4 code[2], first[2];
-  int n;
-
-  __device__ __forceinline__ NextColumns(const Epilogue& e, int64_t column) : n(threadIdx.x - 128) {
-    if (n < kColumns) {
-      fetched = Column<Sum>::fetch(e, column + n);
-      if (e.code.per_channel) {
-        const auto* const rows = reinterpret_cast<const float4*>(e.code.rows);
-        const int64_t mine = min(column + n, e.columns - 1);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          code[i] = rows[2 * mine + i];
-          first[i] = rows[2 * column + i];
-        }
-      }
-    }
-  }
-
-  // Whether all columns have one output code.
-  __device__ __forceinline__ bool set(const Epilogue& e, Columns<Sum, kColumns, kKnee>& columns) const {
-    bool same = true;
-    if (n < kColumns) {
-      columns.set(n, Column<Sum>::of(e, fetched));
-      if (e.code.per_channel) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          same = same && code[i].x == first[i].x && code[i].y == first[i].y && code[i].z == first[i].z &&
-                 code[i].w == first[i].w;
-        }
-      }
-    }
-    return all_of_group(same);
-  }
-};
 
 // A pair of values as they lie in memory.
 template <class T>
@@ -198,7 +154,7 @@ struct Finisher {
 
   template <Encoding kEncoding, int kSums, int kBeyond>
   __device__ __forceinline__ void run(const Sum (&sums)[kSums], const Sum (&beyond)[kBeyond],
-                                      int64_t first_row, int64_t column, int first, const Knee& shared,
+                                      int64_t first_row, int64_t column, const Knee& shared,
                                       bool uniform) const {
     const int lane = threadIdx.x % 32;
     const int64_t row = first_row + lane / 4;
@@ -217,7 +173,7 @@ struct Finisher {
       float v[kValues];
 #pragma unroll
       for (int i = 0; i < kValues; ++i) {
-        const Column<Sum> own = columns.get(first + inside + i / 4 * 8 + i % 2, turned);
+        const Column<Sum> own = columns.get(inside + i / 4 * 8 + i % 2, turned);
         const int at = chunk * kValues + i;
         v[i] =
             own.template total<kKnee>(sums[at], beyond[kKnee ? at : 0]) * own.scale * row_scale[i / 2 % 2] +
@@ -239,19 +195,18 @@ struct Finisher {
     }
   }
 
-  // The sums begin at column `column` of the result, which is column `first` of the tile.
   template <int kSums, int kBeyond>
   __device__ __forceinline__ void run(const Sum (&sums)[kSums], const Sum (&beyond)[kBeyond],
-                                      int64_t first_row, int64_t column, int first, bool uniform) const {
+                                      int64_t first_row, int64_t column, bool uniform) const {
     if (e.code.rows == nullptr) {
-      run<Encoding::kNone>(sums, beyond, first_row, column, first, Knee{}, uniform);
+      run<Encoding::kNone>(sums, beyond, first_row, column, Knee{}, uniform);
       return;
     }
     const Knee shared = output_knee(e, column);
     if (uniform && e.row_scale == nullptr && shared.is_straight()) {
-      run<Encoding::kStraight>(sums, beyond, first_row, column, first, shared, uniform);
+      run<Encoding::kStraight>(sums, beyond, first_row, column, shared, uniform);
     } else {
-      run<Encoding::kAny>(sums, beyond, first_row, column, first, shared, uniform);
+      run<Encoding::kAny>(sums, beyond, first_row, column, shared, uniform);
     }
   }
 

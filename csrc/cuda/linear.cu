@@ -12,9 +12,8 @@ namespace {
 // torch._int_mm refuses fewer rows, and other multiples of columns and depth.
 constexpr int64_t kLibraryRows = 16;
 constexpr int64_t kLibraryMultiple = 8;
-constexpr int64_t kFewRows = 8;         // from more on the matrix product is faster; see benchmarks/README.md
-constexpr int64_t kFewPackedRows = 32;  // the same of four-bit weights, which it must unpack first
-constexpr int64_t kMapAlignment = 16;   // of addresses and rows that TMA copies
+constexpr int64_t kFewRows = 32;       // from more on the matrix product is faster; see benchmarks/README.md
+constexpr int64_t kMapAlignment = 16;  // of addresses and rows that TMA copies
 
 void multiply_on_hopper(const Rows& rows, const Tensor& weight, const Tensor& weight_scale,
                         int64_t group_size, const Epilogue& e, const OnDevice& device) {
@@ -52,8 +51,7 @@ Tensor multiply(const char* op, const Tensor& x, const OptionalTensor& x_code, b
       floats(x_code),        knee,         floats(row_scale), group_size ? nullptr : floats(weight_scale),
       weight_sum.data_ptr(), floats(bias), view_of(code),     kind_of(y),
       y.data_ptr(),          columns};
-  const bool many = rows.count > (group_size ? kFewPackedRows : kFewRows) && depth % kMapAlignment == 0 &&
-                    is_aligned(weight, kMapAlignment);
+  const bool many = rows.count > kFewRows && depth % kMapAlignment == 0 && is_aligned(weight, kMapAlignment);
   const bool is_hopper = compute_major(x.get_device_index()) == 9, hopper = many && is_hopper;
   const bool library = !is_hopper && group_size == 0 && rows.count > kLibraryRows &&
                        depth % kLibraryMultiple == 0 && columns % kLibraryMultiple == 0 &&

@@ -73,30 +73,8 @@ __device__ __forceinline__ uint32_t cluster_rank() {
   return rank;
 }
 
-// Waits for all threads of the cluster, not for what they wrote: that would be a fence of the whole device.
-__device__ __forceinline__ void cluster_meet() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-// Fetches the description of a tensor, which a copy would have to wait for.
-__device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-
-// Where in block `rank` of the cluster lies what lies at an address here.
-__device__ __forceinline__ uint32_t address_in_block(uint32_t address, uint32_t rank) {
-  uint32_t there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-  return there;
-}
-
-// Four words to an address in a block of the cluster, whose barrier counts the bytes.
-__device__ __forceinline__ void send_four(uint32_t to, const uint4& v, uint32_t barrier) {
-  asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
-          to),
-      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
-      : "memory");
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 // What a product reads of a tile: where it begins, eight rows of 128 bytes after another, swizzled.
@@ -131,23 +109,16 @@ __device__ __forceinline__ void give_registers() {
 #define DUALSCALE_SUMS_8(s, i)                                                                \
   "+r"(s[i]), "+r"(s[i + 1]), "+r"(s[i + 2]), "+r"(s[i + 3]), "+r"(s[i + 4]), "+r"(s[i + 5]), \
       "+r"(s[i + 6]), "+r"(s[i + 7])
-#define DUALSCALE_NEXT_SUMS(s, i) DUALSCALE_SUMS_8(s, i), DUALSCALE_SUMS_8(s, i + 8)
-#define DUALSCALE_SUMS_16(s) DUALSCALE_NEXT_SUMS(s, 0)
-#define DUALSCALE_SUMS_32(s) DUALSCALE_SUMS_16(s), DUALSCALE_NEXT_SUMS(s, 16)
-#define DUALSCALE_SUMS_48(s) DUALSCALE_SUMS_32(s), DUALSCALE_NEXT_SUMS(s, 32)
-#define DUALSCALE_SUMS_64(s) DUALSCALE_SUMS_48(s), DUALSCALE_NEXT_SUMS(s, 48)
-#define DUALSCALE_SUMS_128(s)                                                                               \
-  DUALSCALE_SUMS_64(s), DUALSCALE_NEXT_SUMS(s, 64), DUALSCALE_NEXT_SUMS(s, 80), DUALSCALE_NEXT_SUMS(s, 96), \
-      DUALSCALE_NEXT_SUMS(s, 112)
+#define DUALSCALE_SUMS_16(s, i) DUALSCALE_SUMS_8(s, i), DUALSCALE_SUMS_8(s, i + 8)
+#define DUALSCALE_SUMS_48(s) DUALSCALE_SUMS_16(s, 0), DUALSCALE_SUMS_16(s, 16), DUALSCALE_SUMS_16(s, 32)
+#define DUALSCALE_SUMS_64(s) DUALSCALE_SUMS_48(s), DUALSCALE_SUMS_16(s, 48)
+#define DUALSCALE_SUMS_128(s)                                                                         \
+  DUALSCALE_SUMS_64(s), DUALSCALE_SUMS_16(s, 64), DUALSCALE_SUMS_16(s, 80), DUALSCALE_SUMS_16(s, 96), \
+      DUALSCALE_SUMS_16(s, 112)
 
-#define DUALSCALE_NUMBERS_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-#define DUALSCALE_NUMBERS_32 \
-  DUALSCALE_NUMBERS_16       \
-  ", "                       \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define DUALSCALE_NUMBERS_48 \
-  DUALSCALE_NUMBERS_32       \
-  ", "                       \
+#define DUALSCALE_NUMBERS_48                                                         \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define DUALSCALE_NUMBERS_64 \
   DUALSCALE_NUMBERS_48       \
@@ -181,8 +152,6 @@ __device__ __forceinline__ void give_registers() {
                  : DUALSCALE_SUMS_##COUNT(s)                                                              \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));       \
   }
-DUALSCALE_PRODUCT(32, 16, "16", "17", "18", "19", "20", "21")
-DUALSCALE_PRODUCT(64, 32, "32", "33", "34", "35", "36", "37")
 DUALSCALE_PRODUCT(96, 48, "48", "49", "50", "51", "52", "53")
 DUALSCALE_PRODUCT(128, 64, "64", "65", "66", "67", "68", "69")
 DUALSCALE_PRODUCT(256, 128, "128", "129", "130", "131", "132", "133")

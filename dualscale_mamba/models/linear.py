@@ -50,7 +50,7 @@ class Linear(WeightLayer):
         self, x: Activation, sites: Sequence[Site] = (), splits: Sequence[int] = ()
     ) -> tuple[Activation, ...]:
         """x (..., K) -> one activation a split (..., splits[i]); without sites one floating-point (..., N)."""
-        code = self.joint_code(sites, splits) if sites and self.is_quantized else None
+        code = self._joint_code(sites, splits) if sites and self.is_quantized else None
         y = self._product(x, code)
         if not sites:
             return (y,)
@@ -106,7 +106,7 @@ class Linear(WeightLayer):
     def _bias(self) -> Tensor | None:
         return None if self.bias is None else self.bias.float()
 
-    def joint_code(self, sites: Sequence[Site], splits: Sequence[int]) -> Tensor | None:
+    def _joint_code(self, sites: Sequence[Site], splits: Sequence[int]) -> Tensor | None:
         """Code rows for the product's epilogue, one an output column; None unless every site can take int8 there."""
         rows = [site.output_code() for site in sites]
         present = [r for r in rows if r is not None and r.shape == (1, 8)]

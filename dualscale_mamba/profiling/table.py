@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,8 +13,6 @@ import torch
 from rich.table import Table
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.formats.dual_sparse import capacity_for
-from dualscale_mamba.formats.pair import TILE_CHANNELS, TILE_TOKENS
 from dualscale_mamba.models.config import Mamba2Config, MambaConfig, ModelConfig
 from dualscale_mamba.profiling import footprint, memory, outliers, workspace
 from dualscale_mamba.quantization.recipe import Recipe
@@ -151,21 +148,20 @@ def side_data(config: ModelConfig, asked: Asked) -> dict[str, float]:
     The names ``measured/...`` are bytes of real tensors for the SSM input of one layer.
     """
     widths = footprint.site_widths(config)
-    shape = (asked.batch, asked.length, sum(widths[site] for site in SSM_INPUT[config.family]))
-    values = math.prod(shape)
+    values = asked.batch * asked.length * sum(widths[site] for site in SSM_INPUT[config.family])
+    count = round(asked.density * values)
     found: dict[str, float] = {
         "ssm_input/layer": values,
         "ssm_input": config.n_layer * values,
-        "map": config.n_layer * outliers.map_bytes(shape),
-        "list": config.n_layer * outliers.lists_bytes(shape, asked.density),
-        "saved_share": outliers.saved(shape, asked.density),
+        "map": config.n_layer * outliers.map_bytes(values),
+        "list": config.n_layer * outliers.list_bytes(values, count),
+        "saved_share": outliers.saved(values, count),
         "dual": 0,
     }
     if asked.measure:
-        made = outliers.write(shape, asked.density)
-        found |= {"measured/map": made.mask.nbytes, "measured/list": made.outliers.nbytes}
-        found["measured/saved_share"] = 1 - made.outliers.nbytes / made.mask.nbytes
-        found["measured/full_share"] = made.full_share
+        made = outliers.synthesize(values, asked.density)
+        found |= {"measured/map": made.packed.nbytes, "measured/list": made.entries.nbytes}
+        found["measured/saved_share"] = 1 - made.entries.nbytes / made.packed.nbytes
     return found
 
 
@@ -191,11 +187,9 @@ def tables(found: dict[str, dict[str, float]], asked: Asked) -> Lines:
          f"{of['saved_share']:.2%}", "0"]
         for name, of in found.items()
     ]  # fmt: skip
-    room = capacity_for(asked.density)
     second = (
-        f"The SSM input of all layers and a second scale, {place}, {asked.density:.2%} outliers (MB; the list of a"
-        f" tile of {TILE_TOKENS} tokens and {TILE_CHANNELS} channels is its length and room for {room}"
-        " places, 16 bits each; a full one takes its part of a map that stands by for a layer at a time)"
+        f"The SSM input of all layers and a second scale, {place}, {asked.density:.2%} outliers (MB; an outlier of the"
+        " list is a 16-bit offset and an 8-bit code, a tile of 65,536 values adds 32 bits)"
     )
     return [first, (second, heads, rows), *_measured(found, asked)]
 
@@ -203,7 +197,7 @@ def tables(found: dict[str, dict[str, float]], asked: Asked) -> Lines:
 def _measured(found: dict[str, dict[str, float]], asked: Asked) -> Lines:
     if not asked.measure:
         return []
-    heads = ["model", "values", "computed map", "measured map", "computed list", "measured list", "saved", "full lists"]
+    heads = ["model", "values", "computed map", "measured map", "computed list", "measured list", "saved"]
     rows = []
     for name, of in found.items():
         layers = of["ssm_input"] / of["ssm_input/layer"]
@@ -214,7 +208,6 @@ def _measured(found: dict[str, dict[str, float]], asked: Asked) -> Lines:
                 f"{of['ssm_input/layer']:,.0f}",
                 *(f"{size:,.0f}" for size in sizes),
                 f"{of['measured/saved_share']:.2%}",
-                f"{of['measured/full_share']:.2%}",
             ]
         )
     return [(f"Side data of one layer, from made values, {asked.density:.2%} outliers (bytes)", heads, rows)]

@@ -46,8 +46,9 @@ def show_fidelity(result: Mapping[str, Any], folder: Path) -> None:
             soft_wrap=True,
             markup=False,
         )
-    names = ("fidelity.csv", FIGURE, "levels.png", "channels.csv", "channels.png", "drift.csv", "drift.png")
-    made = [name for name in names if (folder / name).is_file()]
+    made = [
+        name for name in ("fidelity.csv", "channels.csv", "channels.png", FIGURE) if (folder / name).is_file()
+    ]
     out.print(f"{where}/{', '.join(made)}", style="dim", soft_wrap=True)
 
 

@@ -22,14 +22,6 @@ SIZES = (
     (20, 128, 16),
     (2, 7216, 40),  # sixteen rows of weights are more than a block of few rows holds
     (8, 14368, 16),  # and rows of values do not fit beside them
-    (9, 1040, 40),  # from here on the depth is cut in parts, with a remainder or without
-    (17, 2576, 136),
-    (33, 1168, 200),
-    (64, 5120, 192),
-    (65, 2560, 65),
-    (100, 64, 14080),  # in tiles of 256 columns
-    (129, 1536, 264),
-    (256, 400, 96),
 )
 INT4_SIZES = (
     (1, 64, 24, 32),
@@ -43,12 +35,6 @@ INT4_SIZES = (
     (129, 264, 40, 128),
     (3, 14368, 24, 128),
     (8, 14368, 16, 128),
-    (33, 2576, 136, 32),  # from here on the depth is cut in parts
-    (64, 1040, 200, 64),
-    (64, 5120, 192, 128),
-    (65, 2560, 65, 256),
-    (100, 1168, 40, 1024),
-    (256, 1536, 264, 512),
 )
 
 

@@ -46,15 +46,6 @@ SHAPES = [
     ((2,), 7216, 40, 128),  # sixteen rows of weights are more than a block of few rows holds, of int8 ...
     ((3,), 14368, 24, 128),  # ... and of int4
     ((8,), 14368, 16, 128),  # rows of values that do not fit beside them
-    ((9,), 5120, 192, 64),  # the depth cut in as many parts as there may be
-    ((17,), 2560, 96, 1024),
-    ((33,), 2576, 200, 32),
-    ((64,), 1040, 65, 256),
-    ((65,), 2560, 328, 128),
-    ((100,), 1168, 136, 256),
-    ((100,), 64, 14080, 32),  # in tiles of 256 columns
-    ((128,), 5120, 136, 512),
-    ((256,), 1536, 260, 256),
 ]
 # Of weights with a scale a column only: nothing need be even.
 ODD_SHAPES = [
