@@ -27,6 +27,7 @@ from torch import Tensor
 from workloads import FAMILIES as FIRST_GENERATION
 from workloads import Work
 from workloads_linear import FAMILIES as LINEAR
+from workloads_pairs import FAMILIES as WITH_SELECTORS
 from workloads_ssd import FAMILIES as SECOND_GENERATION
 
 EXPONENTIALS_PER_CLOCK = 16
@@ -163,7 +164,8 @@ def main() -> None:
     print(f"{properties.name}, torch {torch.__version__}, copy {rate / 1e6:.2f} TB/s\n")
     timings = []
     for name in options.only.split(","):
-        works = sorted(FAMILIES[name](), key=lambda work: (work.kernel, work.shape))
+        further = WITH_SELECTORS[name]() if name in WITH_SELECTORS else ()
+        works = sorted([*FAMILIES[name](), *further], key=lambda work: (work.kernel, work.shape))
         for _, arms in groupby(works, key=lambda work: (work.kernel, work.shape)):
             for timing in measure(list(arms), 10 if options.quick else 30):
                 special = timing.exponentials / (EXPONENTIALS_PER_CLOCK * clocks)

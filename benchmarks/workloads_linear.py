@@ -15,7 +15,9 @@ from dualscale_mamba.formats.dual import Dual
 
 GROUP_SIZE = 128
 FEW_ROWS = (1, 2, 4, 8, 16)
+SOME_ROWS = (16, 32, 64, 128, 256)
 MANY_ROWS = (64, 256, 2048, 16384)
+READ_AHEAD_ROWS, AHEAD = 8, ", weights read ahead"  # products of few rows alone do that
 # torch._int_mm takes no fewer rows than this; torch._weight_int4pack_mm is made for few and takes minutes for many.
 INT_MM_ROWS, INT4PACK_ROWS = 17, 256
 # How torch._convert_weight_to_int4pack tiles the inputs: its multiples of 16 must divide them.
@@ -57,7 +59,7 @@ LAYERS = (
     Layer("x_proj", 5120, 192, knee=True),
     Layer("dt_proj", 160, 5120),
     Layer("out_proj", 5120, 2560),
-    Layer("head", 2560, 50280, largest_rows=8),
+    Layer("head", 2560, 50280, largest_rows=64),
 )
 
 
@@ -79,8 +81,9 @@ def filled(value: float, *shape: int) -> Tensor:
     return torch.full(shape, value, device="cuda")
 
 
-def on_codes(layer: Layer, rows: int) -> Iterator[Work]:
-    """linear_w8a8 and linear_w4a8."""
+def on_codes(layer: Layer, rows: int, ahead: bool) -> Iterator[Work]:
+    """linear_w8a8 and linear_w4a8; ``ahead``: their weights may be read while the kernel before runs."""
+    suffix = AHEAD if ahead else ""
     site, dual = plain(), rows_of(Dual().fit(RANGE))
     inputs = [("", site, False), *([(" with knee", dual, True)] if layer.knee else [])]
     for end, result, dtype, out in (
@@ -94,7 +97,7 @@ def on_codes(layer: Layer, rows: int) -> Iterator[Work]:
                 own: tuple[Tensor, bool, Tensor | None, torch.dtype] = (code, knee, result, dtype),
             ) -> object:  # fmt: skip
                 code, knee, result, dtype = own
-                return ops.linear_w8a8(x, code, knee, None, weight, scale, total, None, result, dtype)
+                return ops.linear_w8a8(x, code, knee, None, weight, scale, total, None, result, dtype, ahead)
 
             def four(
                 x: Tensor, weight: Tensor, scale: Tensor, total: Tensor,
@@ -102,28 +105,29 @@ def on_codes(layer: Layer, rows: int) -> Iterator[Work]:
             ) -> object:  # fmt: skip
                 code, knee, result, dtype = own
                 return ops.linear_w4a8(
-                    x, code, knee, None, weight, scale, total, GROUP_SIZE, None, result, dtype
+                    x, code, knee, None, weight, scale, total, GROUP_SIZE, None, result, dtype, ahead
                 )
 
             make = lambda: (codes(rows, layer.depth), *int8_weights(layer))  # noqa: E731
-            yield layer.work(rows, f"w8a8{how}{end}", "int8", 8, make, eight, out)
+            yield layer.work(rows, f"w8a8{how}{end}{suffix}", "int8", 8, make, eight, out)
             make = lambda: (codes(rows, layer.depth), *int4_weights(layer))  # noqa: E731
-            yield layer.work(rows, f"w4a8{how}{end}", "int8", 4, make, four, out)
+            yield layer.work(rows, f"w4a8{how}{end}{suffix}", "int8", 4, make, four, out)
 
 
-def on_values(layer: Layer, rows: int) -> Iterator[Work]:
-    """linear_w8a16 and linear_w4a16, fp16 to fp16."""
+def on_values(layer: Layer, rows: int, ahead: bool) -> Iterator[Work]:
+    """linear_w8a16 and linear_w4a16, fp16 to fp16; ``ahead`` as above."""
+    suffix = AHEAD if ahead else ""
 
     def eight(x: Tensor, weight: Tensor, scale: Tensor) -> object:
-        return ops.linear_w8a16(x, weight, scale, None, None, torch.float16)
+        return ops.linear_w8a16(x, weight, scale, None, None, torch.float16, ahead)
 
     def four(x: Tensor, weight: Tensor, scale: Tensor) -> object:
-        return ops.linear_w4a16(x, weight, scale, GROUP_SIZE, None, None, torch.float16)
+        return ops.linear_w4a16(x, weight, scale, GROUP_SIZE, None, None, torch.float16, ahead)
 
     make = lambda: (normal(rows, layer.depth), *int8_weights(layer)[:2])  # noqa: E731
-    yield layer.work(rows, "w8a16", "fp16", 8, make, eight)
+    yield layer.work(rows, f"w8a16{suffix}", "fp16", 8, make, eight)
     make = lambda: (normal(rows, layer.depth), *int4_weights(layer)[:2])  # noqa: E731
-    yield layer.work(rows, "w4a16", "fp16", 4, make, four)
+    yield layer.work(rows, f"w4a16{suffix}", "fp16", 4, make, four)
 
 
 def half(layer: Layer, rows: int) -> Work:
@@ -172,11 +176,13 @@ def work_of(rows: tuple[int, ...]) -> Iterator[Work]:
         for count in (each for each in rows if each <= layer.largest_rows):
             yield half(layer, count)
             yield from filter(is_accepted, peers(layer, count))
-            yield from on_codes(layer, count)
-            yield from on_values(layer, count)
+            for ahead in (False, True) if count <= READ_AHEAD_ROWS else (False,):
+                yield from on_codes(layer, count, ahead)
+                yield from on_values(layer, count, ahead)
 
 
 FAMILIES: dict[str, Callable[[], Iterator[Work]]] = {
     "linear_few": lambda: work_of(FEW_ROWS),
+    "linear_some": lambda: work_of(SOME_ROWS),
     "linear_many": lambda: work_of(MANY_ROWS),
 }

@@ -25,7 +25,11 @@ from pathlib import Path
 from dualscale_mamba.ops.build import BuildError, Recipe, recipe
 
 # Kernels that may spill: patterns over demangled names, each with the reason beside it.
-COLD_KERNELS: tuple[str, ...] = ()
+COLD_KERNELS: tuple[str, ...] = (
+    # Lists of outliers where the convolution does not read codes, or where each channel has scales of its own.
+    "*convolve*<float, dualscale::PairResult*, dualscale::ListSelectors>",
+    "*convolve_token<*, dualscale::PairResult<8>, dualscale::ListSelectors>",
+)
 # From ptxas -v: a "Compiling entry function" line opens a kernel, its properties follow. Functions that were
 # not inlined have properties but no such line; they are charged to the kernel above them.
 ENTRY = re.compile(r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'")

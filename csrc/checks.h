@@ -55,6 +55,8 @@ inline const char* name_of(ScalarType type) {
       return "int8";
     case ScalarType::Byte:
       return "uint8";
+    case ScalarType::Short:
+      return "int16";
     case ScalarType::Int:
       return "int32";
     case ScalarType::Double:
@@ -179,9 +181,12 @@ inline void check_parameter(const Argument& argument, const OptionalTensor& tens
 }
 
 // Which codes an argument may have.
-enum class Codes { kKneeOneRow, kKnee, kAny };
+enum class Codes { kKneeOneRow, kKnee, kAny, kAnyOrPair };
 
 inline bool is_knee(const Tensor& code) { return code.size(1) == kKneeWidth; }
+inline bool is_pair(const OptionalTensor& code) {
+  return code && code->dim() == 2 && code->size(1) == kPairWidth;
+}
 
 // A code for `channels` channels.
 inline void check_code(const Argument& argument, const Tensor& code, int64_t channels, Codes allowed,
@@ -190,14 +195,18 @@ inline void check_code(const Argument& argument, const Tensor& code, int64_t cha
   check_same_device(argument, code, first);
   const bool rows =
       code.dim() == 2 && (code.size(0) == 1 || (allowed != Codes::kKneeOneRow && code.size(0) == channels));
-  const bool width = code.dim() == 2 &&
-                     (code.size(1) == kKneeWidth || (allowed == Codes::kAny && code.size(1) == kTableWidth));
+  const bool any = allowed == Codes::kAny || allowed == Codes::kAnyOrPair;
+  const bool width = code.dim() == 2 && (code.size(1) == kKneeWidth || (any && code.size(1) == kTableWidth) ||
+                                         (allowed == Codes::kAnyOrPair && code.size(1) == kPairWidth));
   if (!rows || !width || !code.is_contiguous()) {
     std::ostringstream text;
     text << "contiguous (1" << (allowed == Codes::kKneeOneRow ? "" : " or " + std::to_string(channels))
          << ", " << kKneeWidth;
-    if (allowed == Codes::kAny) {
+    if (any) {
       text << " or " << kTableWidth;
+    }
+    if (allowed == Codes::kAnyOrPair) {
+      text << " or " << kPairWidth;
     }
     refuse(argument, "has shape " + shape_of(code), text.str() + ")");
   }

@@ -4,6 +4,8 @@
 // file mirrors. The two families are told apart by the width of a row:
 //   knee  (8):   decode(q) = scale * ((q - zero) + gain * max(q - knee, 0))
 //   table (512): decode(q) = levels[q + 128]; encode by the number of thresholds not above x
+// A third width, of codes with a selector beside each (dualscale_mamba/formats/pair.py):
+//   pair  (5):   decode(q, outlier) = (outlier ? outer : inner) * q; |x| >= limit is an outlier
 //
 // Bitwise agreement of CUDA, C++ and PyTorch rests on two rules. In `encode` each product and sum is rounded
 // separately (no contraction to FMA). In `decode` contraction is harmless, because `gain` carries at most 12
@@ -24,6 +26,8 @@ namespace dualscale {
 
 constexpr int kKneeWidth = 8;
 constexpr int kTableWidth = 512;
+constexpr int kPairWidth = 5;
+constexpr float kPairMax = 127.0f;
 constexpr int kLevels = 256;
 constexpr float kCodeSpaceLimit =
     1048576.0f;  // 2^20: beyond any reachable code, so that inf * 0 cannot arise
@@ -130,6 +134,29 @@ struct Table {
     count = advance(x, count, 2);
     count = advance(x, count, 1);
     return static_cast<float>(count - 128);
+  }
+};
+
+struct Pair {
+  float inner, inv_inner, outer, inv_outer, limit;
+
+  static DUALSCALE_HOST_DEVICE Pair load(const float* row) {
+    return {row[0], row[1], row[2], row[3], row[4]};
+  }
+
+  DUALSCALE_HOST_DEVICE float decode(float q, bool is_outlier) const {
+    return mul_rn(is_outlier ? outer : inner, q);
+  }
+
+  // NaN is none.
+  DUALSCALE_HOST_DEVICE bool is_outlier(float x) const { return max_of(x, -x) >= limit; }
+
+  // The code as a float, an integer in [-127, 127].
+  DUALSCALE_HOST_DEVICE float encode(float x, bool is_outlier) const {
+    x = x == x ? x : 0.0f;
+    const float t = mul_rn(x, is_outlier ? inv_outer : inv_inner);
+    return max_of(-kPairMax,
+                  min_of(round_half_away(min_of(max_of(t, -kCodeSpaceLimit), kCodeSpaceLimit)), kPairMax));
   }
 };
 

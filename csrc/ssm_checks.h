@@ -4,7 +4,7 @@
 // Shared by the CPU and CUDA sources, as checks.h.
 #pragma once
 
-#include "checks.h"
+#include "pairs.h"
 
 namespace dualscale {
 
@@ -26,11 +26,14 @@ struct SelectiveArguments {
   const OptionalTensor& z;
   const OptionalTensor& z_code;
   const OptionalTensor& delta_bias;
+  const OptionalTensor& u_mask;
+  const OptionalTensor& u_outliers;
 };
 
 // length is 1 for one token. Only batch and length may be 0.
 struct SelectiveSizes {
   int64_t batch, length, channels, states;
+  SelectorView selectors;  // of u
 };
 
 // Everything but the states; `dims` is 3 for a sequence, 2 for one token.
@@ -39,7 +42,7 @@ inline SelectiveSizes checked_selective(const SelectiveArguments& in, int64_t di
   const Tensor& u = in.u;
   check_dim({op, "u"}, u, dims);
   check_channels({op, "u"}, u);
-  check_activation({op, "u"}, u, in.u_code, Codes::kAny, u);
+  check_activation({op, "u"}, u, in.u_code, Codes::kAnyOrPair, u);
   const int64_t channels = u.size(dims - 1);
   check_dim({op, "A"}, in.A, 2);
   const int64_t states = in.A.size(1);
@@ -64,7 +67,10 @@ inline SelectiveSizes checked_selective(const SelectiveArguments& in, int64_t di
   check_parameter({op, "D"}, in.D, {channels}, u);
   check_parameter({op, "delta_bias"}, in.delta_bias, {channels}, u);
   check_result_type({op, "dtype"}, dtype);
-  return {u.size(0), dims == 3 ? u.size(1) : 1, channels, states};
+  const int64_t length = dims == 3 ? u.size(1) : 1;
+  return {u.size(0), length, channels, states,
+          checked_selectors(op, "u_mask", "u_outliers", in.u_code, in.u_mask, in.u_outliers, length, channels,
+                            u)};
 }
 
 // The state before: any strides but the last.

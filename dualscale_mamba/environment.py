@@ -37,6 +37,7 @@ NUMERICS = (
     "profiling",
     "quantization",
     "rounding",
+    "states",
 )
 
 

@@ -37,6 +37,9 @@ ALL_SITES = "all"
 # Sites that may have a code a channel or a group of channels: what the convolution emits and the scan reads.
 GROUPED: dict[str, tuple[str, ...]] = {"mamba1": ("ssm_input",), "mamba2": ("x", "B", "C")}
 
+# Of these, sites whose codes may have selectors beside them: both operators know them.
+PAIRED: dict[str, tuple[str, ...]] = {"mamba1": ("ssm_input",), "mamba2": ()}
+
 # Layers outside the blocks that have a large weight; token ids enter one, the other reads no site.
 EMBEDDING, HEAD = "embedding", "lm_head"
 

@@ -7,6 +7,7 @@
 
 #include "checks.h"
 #include "cpu/rows.h"
+#include "cpu/selectors.h"
 #include "cpu/vector_math.h"
 
 namespace dualscale::cpu {
@@ -70,6 +71,14 @@ void check_taps(const char* op, const Tensor& weight, const OptionalTensor& bias
   check_parameter({op, "bias"}, bias, {channels}, x);
 }
 
+void check_result(const char* op, const OptionalTensor& code, int64_t channels, ScalarType dtype,
+                  const Tensor& x) {
+  check_code({op, "code"}, code, channels, Codes::kAnyOrPair, x);
+  if (!code) {
+    check_result_type({op, "dtype"}, dtype);
+  }
+}
+
 // `initial` and `state` continue x: same type, (B, W - 1, C).
 void check_history(const Argument& argument, const Tensor& history, const Tensor& x, int64_t width) {
   check_type(argument, history, x.scalar_type());
@@ -80,7 +89,8 @@ void check_history(const Argument& argument, const Tensor& history, const Tensor
 
 Tensor causal_conv1d_encode(const Tensor& x, const OptionalTensor& x_code, const Tensor& weight,
                             const OptionalTensor& bias, const OptionalTensor& initial,
-                            const OptionalTensor& code, ScalarType dtype) {
+                            const OptionalTensor& code, ScalarType dtype, const OptionalTensor& mask,
+                            const OptionalTensor& outliers) {
   const char* op = "causal_conv1d_encode";
   check_dim({op, "x"}, x, 3);
   check_channels({op, "x"}, x);
@@ -91,7 +101,9 @@ Tensor causal_conv1d_encode(const Tensor& x, const OptionalTensor& x_code, const
   if (initial) {
     check_history({op, "initial"}, *initial, x, width);
   }
-  check_row_code(op, code, false, channels, dtype, x);
+  check_result(op, code, channels, dtype, x);
+  SelectorSink selectors(checked_selectors(op, "mask", "outliers", code, mask, outliers, length, channels, x),
+                         batch);
 
   Tensor y = empty_of(x, code ? ScalarType::Char : dtype);
   const Source inputs(x, x_code), history(initial ? *initial : x, x_code);
@@ -124,15 +136,21 @@ Tensor causal_conv1d_encode(const Tensor& x, const OptionalTensor& x_code, const
         }
         rows[width - 1] = fetch(t);
         block.apply(width, rows, n, result);
-        outputs.write(result, (b * length + t) * channels, c, n);
+        if (uint8_t* const bits = selectors.row(b, t)) {
+          outputs.write_pair(result, (b * length + t) * channels, c, n, bits);
+        } else {
+          outputs.write(result, (b * length + t) * channels, c, n);
+        }
       }
     }
   });
+  selectors.finish();
   return y;
 }
 
 Tensor causal_conv1d_update(const Tensor& x, const OptionalTensor& x_code, Tensor state, const Tensor& weight,
-                            const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype) {
+                            const OptionalTensor& bias, const OptionalTensor& code, ScalarType dtype,
+                            const OptionalTensor& mask, const OptionalTensor& outliers) {
   const char* op = "causal_conv1d_update";
   check_dim({op, "x"}, x, 2);
   check_channels({op, "x"}, x);
@@ -141,7 +159,9 @@ Tensor causal_conv1d_update(const Tensor& x, const OptionalTensor& x_code, Tenso
   check_taps(op, weight, bias, channels, x);
   const int64_t width = weight.size(1);
   check_history({op, "state"}, state, x, width);
-  check_row_code(op, code, false, channels, dtype, x);
+  check_result(op, code, channels, dtype, x);
+  SelectorSink selectors(checked_selectors(op, "mask", "outliers", code, mask, outliers, 1, channels, x),
+                         batch);
 
   Tensor y = empty_of(x, code ? ScalarType::Char : dtype);
   const Source inputs(x, x_code), history(state, x_code);
@@ -164,7 +184,11 @@ Tensor causal_conv1d_update(const Tensor& x, const OptionalTensor& x_code, Tenso
       }
       rows[width - 1] = inputs.read(b * x_batch, c, n, scratch[width - 1]);
       block.apply(width, rows, n, result);
-      outputs.write(result, b * channels, c, n);
+      if (uint8_t* const bits = selectors.row(b, 0)) {
+        outputs.write_pair(result, b * channels, c, n, bits);
+      } else {
+        outputs.write(result, b * channels, c, n);
+      }
       const auto at = [&](int64_t k) { return state_bytes + (b * s_batch + k * s_token + c) * size; };
       for (int64_t k = 1; k < width - 1; ++k) {
         std::memcpy(at(k - 1), at(k), static_cast<size_t>(n * size));
@@ -172,6 +196,7 @@ Tensor causal_conv1d_update(const Tensor& x, const OptionalTensor& x_code, Tenso
       std::memcpy(at(width - 2), x_bytes + (b * x_batch + c) * size, static_cast<size_t>(n * size));
     }
   });
+  selectors.finish();
   return y;
 }
 

@@ -143,6 +143,18 @@ const float* Source::read(int64_t offset, int64_t c, int64_t n, float* scratch) 
   return scratch;
 }
 
+const float* Source::read_pair(int64_t offset, int64_t c, int64_t n, const uint8_t* bits,
+                               float* scratch) const {
+  const int8_t* in = reinterpret_cast<const int8_t*>(data_) + offset + c;
+  const float* rows = code_.rows + (code_.per_channel ? c * kPairWidth : 0);
+  const int64_t step = code_.per_channel ? kPairWidth : 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const bool is_outlier = (bits[(c + i) / 8] >> (c + i) % 8 & 1) != 0;
+    scratch[i] = Pair::load(rows + i * step).decode(static_cast<float>(in[i]), is_outlier);
+  }
+  return scratch;
+}
+
 std::vector<int64_t> Sink::ends_of_runs(const CodeView& code, int64_t channels) {
   std::vector<int64_t> ends(static_cast<size_t>(code.per_channel ? channels : 0));
   const size_t bytes = static_cast<size_t>(code.width) * sizeof(float);
@@ -174,6 +186,22 @@ void Sink::write(const float* in, int64_t offset, int64_t c, int64_t n) const {
     encode_row<Knee>(in, code_, run_ends_, c, n, codes);
   } else {
     encode_row<Table>(in, code_, run_ends_, c, n, codes);
+  }
+}
+
+void Sink::write_pair(const float* in, int64_t offset, int64_t c, int64_t n, uint8_t* bits) const {
+  int8_t* out = reinterpret_cast<int8_t*>(data_) + offset + c;
+  const float* rows = code_.rows + (code_.per_channel ? c * kPairWidth : 0);
+  const int64_t step = code_.per_channel ? kPairWidth : 0;
+  for (int64_t first = 0; first < n; first += 8) {
+    unsigned eight = 0;
+    for (int64_t i = first; i < std::min(n, first + 8); ++i) {
+      const Pair pair = Pair::load(rows + i * step);
+      const bool is_outlier = pair.is_outlier(in[i]);
+      out[i] = static_cast<int8_t>(static_cast<int32_t>(pair.encode(in[i], is_outlier)));
+      eight |= static_cast<unsigned>(is_outlier) << (i - first);
+    }
+    bits[(c + first) / 8] = static_cast<uint8_t>(eight);
   }
 }
 

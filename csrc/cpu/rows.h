@@ -44,7 +44,11 @@ class Source {
   // n values as fp32: in place when they are fp32 already, otherwise in `scratch`.
   const float* read(int64_t offset, int64_t c, int64_t n, float* scratch) const;
 
-  // The same, in `to` in any case.
+  // n values of a code with two scales; bit i of byte j of `bits` is the selector of channel 8 j + i. c is a
+  // multiple of 8.
+  const float* read_pair(int64_t offset, int64_t c, int64_t n, const uint8_t* bits, float* scratch) const;
+
+  // The same as `read`, in `to` in any case.
   void copy(int64_t offset, int64_t c, int64_t n, float* to) const {
     const float* const from = read(offset, c, n, to);
     if (from != to) {
@@ -70,6 +74,10 @@ class Sink {
         run_ends_(ends_of_runs(code_, code ? code->size(0) : 0)) {}
 
   void write(const float* in, int64_t offset, int64_t c, int64_t n) const;
+
+  // n codes of two scales, and their selectors as Source::read_pair wants them; those past the last channel
+  // are 0.
+  void write_pair(const float* in, int64_t offset, int64_t c, int64_t n, uint8_t* bits) const;
 
  private:
   static std::vector<int64_t> ends_of_runs(const CodeView& code, int64_t channels);

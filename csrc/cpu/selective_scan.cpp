@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "cpu/rows.h"
+#include "cpu/selectors.h"
 #include "cpu/vector_math.h"
 #include "ssm_checks.h"
 
@@ -33,9 +34,9 @@ struct Reader {
         gated(in.z.has_value()) {}
 
   // step = softplus(delta + bias), input = step * u, direct = D u, gate = SiLU(z), each for channels [c, c +
-  // n).
-  void read(int64_t u_at, int64_t delta_at, int64_t z_at, int64_t c, int64_t n, float* step, float* input,
-            float* direct, float* gate) const {
+  // n). `bits` are the selectors of the row of u, or null.
+  void read(int64_t u_at, const uint8_t* bits, int64_t delta_at, int64_t z_at, int64_t c, int64_t n,
+            float* step, float* input, float* direct, float* gate) const {
     alignas(64) float scratch[kChannels];
     const float* value = delta.read(delta_at, c, n, scratch);
     for (int64_t i = 0; i < n; ++i) {
@@ -45,7 +46,7 @@ struct Reader {
     for (int64_t i = 0; i < n; ++i) {
       step[i] = softplus_of(step[i]);
     }
-    value = u.read(u_at, c, n, scratch);
+    value = bits == nullptr ? u.read(u_at, c, n, scratch) : u.read_pair(u_at, c, n, bits, scratch);
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
       input[i] = step[i] * value[i];
@@ -115,9 +116,10 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
                                           const OptionalTensor& C_code, const OptionalTensor& D,
                                           const OptionalTensor& z, const OptionalTensor& z_code,
                                           const OptionalTensor& delta_bias, const OptionalTensor& initial,
-                                          ScalarType dtype) {
-  const SelectiveArguments in{"selective_scan", u, u_code, delta, delta_code, A,      B,
-                              B_code,           C, C_code, D,     z,          z_code, delta_bias};
+                                          ScalarType dtype, const OptionalTensor& u_mask,
+                                          const OptionalTensor& u_outliers) {
+  const SelectiveArguments in{"selective_scan", u, u_code, delta,  delta_code, A,      B,         B_code, C,
+                              C_code,           D, z,      z_code, delta_bias, u_mask, u_outliers};
   const SelectiveSizes sizes = checked_selective(in, 3, dtype);
   if (initial) {
     check_ssm_state({in.op, "initial"}, *initial, u, A);
@@ -126,6 +128,7 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
   Tensor y = empty_of(u, dtype);
   Tensor last = torch::stable::new_empty(u, {batch, channels, states}, ScalarType::Float);
   const Reader reader(in);
+  const SelectorSource selectors(sizes.selectors, batch);
   const Source source_B(B, B_code), source_C(C, C_code);
   const Sink sink(y, std::nullopt);
   const float *decay = A.const_data_ptr<float>(), *first = pointer(initial);
@@ -154,8 +157,9 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
         const int64_t tokens = std::min(kTokens, length - start);
         for (int64_t k = 0; k < tokens; ++k) {
           const int64_t t = start + k;
-          reader.read(b * u_batch + t * u_token, b * d_batch + t * d_token, b * z_batch + t * z_token, c, n,
-                      chunk->step[k], chunk->input[k], chunk->output[k], chunk->gate[k]);
+          reader.read(b * u_batch + t * u_token, selectors.row(b, t), b * d_batch + t * d_token,
+                      b * z_batch + t * z_token, c, n, chunk->step[k], chunk->input[k], chunk->output[k],
+                      chunk->gate[k]);
           source_B.copy(b * B_batch + t * B_token, 0, states, chunk->B + k * states);
           source_C.copy(b * C_batch + t * C_token, 0, states, chunk->C + k * states);
         }
@@ -203,7 +207,8 @@ Tensor selective_state_update(Tensor state, const Tensor& u, const OptionalTenso
                               const Tensor& B, const OptionalTensor& B_code, const Tensor& C,
                               const OptionalTensor& C_code, const OptionalTensor& D, const OptionalTensor& z,
                               const OptionalTensor& z_code, const OptionalTensor& delta_bias,
-                              ScalarType dtype) {
+                              ScalarType dtype, const OptionalTensor& u_mask,
+                              const OptionalTensor& u_outliers) {
   const SelectiveArguments in{"selective_state_update",
                               u,
                               u_code,
@@ -217,12 +222,15 @@ Tensor selective_state_update(Tensor state, const Tensor& u, const OptionalTenso
                               D,
                               z,
                               z_code,
-                              delta_bias};
+                              delta_bias,
+                              u_mask,
+                              u_outliers};
   const SelectiveSizes sizes = checked_selective(in, 2, dtype);
   check_ssm_state({in.op, "state"}, state, u, A);
   const int64_t batch = sizes.batch, channels = sizes.channels, states = sizes.states;
   Tensor y = empty_of(u, dtype);
   const Reader reader(in);
+  const SelectorSource selectors(sizes.selectors, batch);
   const Source source_B(B, B_code), source_C(C, C_code);
   const Sink sink(y, std::nullopt);
   const float* decay = A.const_data_ptr<float>();
@@ -238,7 +246,8 @@ Tensor selective_state_update(Tensor state, const Tensor& u, const OptionalTenso
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / blocks, c = task % blocks * kFewChannels,
                     n = std::min(kFewChannels, channels - c);
-      reader.read(b * u_batch, b * d_batch, b * z_batch, c, n, step, input, result, gate);
+      reader.read(b * u_batch, selectors.row(b, 0), b * d_batch, b * z_batch, c, n, step, input, result,
+                  gate);
       const float* row_B = source_B.read(b * B_batch, 0, states, scratch_B);
       const float* row_C = source_C.read(b * C_batch, 0, states, scratch_C);
       for (int64_t i = 0; i < n; ++i) {

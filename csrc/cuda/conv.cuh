@@ -207,7 +207,8 @@ __device__ __forceinline__ void load_shared_table(const CodeView& code, float* s
 
 inline ConvParameters checked_parameters(const char* op, const Tensor& x, const OptionalTensor& x_code,
                                          const Tensor& weight, const OptionalTensor& bias,
-                                         const OptionalTensor& code, ScalarType dtype) {
+                                         const OptionalTensor& code, ScalarType dtype,
+                                         Codes allowed = Codes::kAny) {
   const int64_t channels = x.size(x.dim() - 1);
   check_channels({op, "x"}, x);
   check_activation({op, "x"}, x, x_code, Codes::kKneeOneRow, x);
@@ -217,7 +218,7 @@ inline ConvParameters checked_parameters(const char* op, const Tensor& x, const 
   }
   check_parameter({op, "weight"}, weight, {channels, weight.size(1)}, x);
   check_parameter({op, "bias"}, bias, {channels}, x);
-  check_code({op, "code"}, code, channels, Codes::kAny, x);
+  check_code({op, "code"}, code, channels, allowed, x);
   if (!code) {
     check_result_type({op, "dtype"}, dtype);
   }

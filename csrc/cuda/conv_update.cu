@@ -1,7 +1,7 @@
 // Causal depthwise convolution + bias + SiLU + encode for one token; the window of inputs is shifted in
 // place.
 #include "ahead.cuh"
-#include "conv.cuh"
+#include "conv_pairs.cuh"
 
 namespace dualscale {
 namespace {
@@ -36,23 +36,25 @@ __device__ __forceinline__ void prefetch_token(const ConvParameters& p, const T*
   }
 }
 
-template <class T, class Result>
-__global__ void __launch_bounds__(kThreads)
-    convolve_token(const T* x, T* state, typename Result::Out* out, ConvParameters p, Token s) {
+// With lists (Selectors) all threads of a warp go on to the end; those beyond the batch only take part.
+template <class T, class Result, class Selectors>
+__global__ void __launch_bounds__(kThreads) convolve_token(const T* x, T* state, typename Result::Out* out,
+                                                           ConvParameters p, Token s, Selectors selectors) {
   __shared__ float table[std::is_same_v<Result, TableResult> ? kTableWidth : 1];
   const unsigned item = blockIdx.x * kThreads + threadIdx.x;
   const int64_t channel = static_cast<int64_t>(item % s.vectors) * kConvVector;
-  const int64_t batch = item / s.vectors;
+  const int64_t wanted = item / s.vectors;
+  const int64_t batch = Selectors::kLists ? min(wanted, static_cast<int64_t>(s.batch) - 1) : wanted;
   const int valid = static_cast<int>(min(static_cast<int64_t>(kConvVector), p.channels - channel));
   x += batch * s.x_stride + channel;
   state += batch * s.state_batch_stride + channel;
-  if (batch < s.batch) {
+  if (batch < s.batch && (!Selectors::kLists || valid > 0)) {
     prefetch_token(p, state, channel, valid, s.state_row_stride);
   }
   await_earlier();
   admit_later();
   load_shared_table<Result>(p.code, table);
-  if (batch >= s.batch) {
+  if (!Selectors::kLists && batch >= s.batch) {
     return;
   }
   const Convolution<T, false> conv(p, channel, valid, Result::kMutesNan);
@@ -75,7 +77,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int k = 1; k < kMaxTaps; ++k) {
     const int row = k - 1 - (kMaxTaps - p.taps);
-    if (row >= 0) {
+    if (row >= 0 && (!Selectors::kLists || wanted < s.batch)) {
       store_raw(state + row * s.state_row_stride, raw[k], s.state_aligned, valid);
     }
   }
@@ -87,16 +89,27 @@ __global__ void __launch_bounds__(kThreads)
       y[i] = y[i] == y[i] ? y[i] : 0.0f;
     }
   }
-  store_raw(out + batch * p.channels + channel, result.result(y), s.out_aligned, valid);
+  if constexpr (Selectors::kPairs) {
+    out += batch * p.channels + channel;
+    const bool exists = wanted < s.batch;
+    [[maybe_unused]] __shared__ uint32_t kept[Selectors::kLists ? kTileWords : 1][kThreads];
+    SelectorSink<Selectors> sink(selectors, kept, batch, 0, channel, p.channels, exists ? 1 : 0);
+    sink.row(out, result, y, 0, exists, s.out_aligned, valid);
+    sink.close();
+  } else {
+    store_raw(out + batch * p.channels + channel, result.result(y), s.out_aligned, valid);
+  }
 }
 
 Tensor causal_conv1d_update(const Tensor& x, const OptionalTensor& x_code, const Tensor& state,
                             const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& code,
-                            ScalarType dtype) {
+                            ScalarType dtype, const OptionalTensor& mask, const OptionalTensor& outliers) {
   const char* op = "causal_conv1d_update";
   check_dim({op, "x"}, x, 2);
-  const ConvParameters p = checked_parameters(op, x, x_code, weight, bias, code, dtype);
+  const ConvParameters p = checked_parameters(op, x, x_code, weight, bias, code, dtype, Codes::kAnyOrPair);
   check_state({op, "state"}, state, x, p.taps, p.channels);
+  const SelectorView selectors =
+      checked_selectors(op, "mask", "outliers", code, mask, outliers, 1, p.channels, x);
   Tensor out = torch::stable::new_empty(x, x.sizes(), code ? ScalarType::Char : dtype);
   if (x.numel() == 0) {
     return out;
@@ -104,6 +117,9 @@ Tensor causal_conv1d_update(const Tensor& x, const OptionalTensor& x_code, const
   const OnDevice device(x);
   Token s{x.stride(0), state.stride(0), state.stride(1)};
   s.vectors = static_cast<unsigned>(ceil_div(p.channels, kConvVector));
+  if (selectors.lists != nullptr) {  // whole tiles
+    s.vectors = static_cast<unsigned>(ceil_div(s.vectors, kSegment) * kSegment);
+  }
   s.batch = static_cast<unsigned>(x.size(0));
   s.out_aligned = p.channels % kConvVector == 0;
   const unsigned grid = grid_of(op, ceil_div(static_cast<int64_t>(s.vectors) * s.batch, kThreads));
@@ -111,12 +127,18 @@ Tensor causal_conv1d_update(const Tensor& x, const OptionalTensor& x_code, const
     using T = typename decltype(input)::type;
     s.x_aligned = is_aligned(x, Raw<T, kConvVector>::kAlignment);
     s.state_aligned = is_aligned(state, Raw<T, kConvVector>::kAlignment);
-    dispatch_result(p.code, dtype, [&](auto result) {
+    const auto run = [&](auto result, auto own) {
       using Result = typename decltype(result)::type;
-      launch_early(convolve_token<T, Result>, grid, kThreads, 0, x.get_device_index(), device.stream,
-                   static_cast<const T*>(x.data_ptr()), static_cast<T*>(state.data_ptr()),
-                   static_cast<typename Result::Out*>(out.data_ptr()), p, s);
-    });
+      launch_early(convolve_token<T, Result, decltype(own)>, grid, kThreads, 0, x.get_device_index(),
+                   device.stream, static_cast<const T*>(x.data_ptr()), static_cast<T*>(state.data_ptr()),
+                   static_cast<typename Result::Out*>(out.data_ptr()), p, s, own);
+    };
+    if (selectors.mask == nullptr) {
+      dispatch_result(p.code, dtype, [&](auto result) { run(result, NoSelectors{}); });
+    } else {
+      dispatch_pairs(
+          p.code, [&](auto result) { dispatch_selectors(selectors, [&](auto own) { run(result, own); }); });
+    }
   });
   return out;
 }

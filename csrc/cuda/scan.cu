@@ -1,17 +1,8 @@
-// Selective scan: which kernel runs for which sizes. The kernels are in scan.cuh.
-#include "scan.cuh"
+// Selective scan: which kernel runs for which sizes. The kernels are in scan_kernel.cuh.
+#include "scan_kernel.cuh"
 
 namespace dualscale {
 namespace {
-
-template <bool kAllCodes, bool kFast, int kStates, int kSplit, int kBlocks>
-void launch(const ScanArguments& a, cudaStream_t stream) {
-  constexpr int64_t kChannels = kScanThreads / kSplit;
-  const int64_t blocks = a.in.batch * ceil_div(a.in.channels, kChannels);
-  scan<kAllCodes, kFast, kStates, kSplit, kBlocks>
-      <<<grid_of("selective_scan", blocks), kScanThreads, 0, stream>>>(a);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
 
 // How many states a thread should keep of 16: fewer make more threads, which small problems need to fill the
 // chip, and repeat the work that all threads of a channel share. The cost is in instructions a time step.
@@ -36,31 +27,31 @@ template <bool kAllCodes, bool kFast>
 void launch_sixteen(const ScanArguments& a, int states, cudaStream_t stream) {
   switch (states) {
     case 2:
-      return launch<kAllCodes, kFast, 2, 8, kAllCodes ? 5 : 4>(a, stream);
+      return launch_scan<kAllCodes, kFast, 2, 8, kAllCodes ? 5 : 4>(a, stream);
     case 4:
-      return launch<kAllCodes, kFast, 4, 4, 5>(a, stream);
+      return launch_scan<kAllCodes, kFast, 4, 4, 5>(a, stream);
     default:
-      return launch<kAllCodes, kFast, 8, 2, kFast ? 5 : kAllCodes ? 4 : 3>(a, stream);
+      return launch_scan<kAllCodes, kFast, 8, 2, kFast ? 5 : kAllCodes ? 4 : 3>(a, stream);
   }
 }
 
 void launch_any(const ScanArguments& a, cudaStream_t stream) {
   if (a.in.states <= 4) {
-    return launch<false, false, 4, 1, 3>(a, stream);
+    return launch_scan<false, false, 4, 1, 3>(a, stream);
   }
   if (a.in.states <= 8) {
-    return launch<false, false, 8, 1, 2>(a, stream);
+    return launch_scan<false, false, 8, 1, 2>(a, stream);
   }
   if (a.in.states <= 32) {
-    return launch<false, false, 8, 4, 4>(a, stream);
+    return launch_scan<false, false, 8, 4, 4>(a, stream);
   }
   if (a.in.states <= 64) {
-    return launch<false, false, 8, 8, 4>(a, stream);
+    return launch_scan<false, false, 8, 8, 4>(a, stream);
   }
   if (a.in.states <= 128) {
-    return launch<false, false, 8, 16, 4>(a, stream);
+    return launch_scan<false, false, 8, 16, 4>(a, stream);
   }
-  launch<false, false, 8, 32, 4>(a, stream);
+  launch_scan<false, false, 8, 32, 4>(a, stream);
 }
 
 std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor& u_code, const Tensor& delta,
@@ -69,10 +60,14 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
                                           const OptionalTensor& C_code, const OptionalTensor& D,
                                           const OptionalTensor& z, const OptionalTensor& z_code,
                                           const OptionalTensor& delta_bias, const OptionalTensor& initial,
-                                          ScalarType dtype) {
+                                          ScalarType dtype, const OptionalTensor& u_mask,
+                                          const OptionalTensor& u_outliers) {
   const char* op = "selective_scan";
-  ScanArguments a{checked_ssm(op, 3, u, u_code, delta, delta_code, A, B, B_code, C, C_code, D, z, z_code,
-                              delta_bias, dtype)};
+  const SelectiveArguments given{op, u,      u_code, delta, delta_code, A,          B,      B_code,
+                                 C,  C_code, D,      z,     z_code,     delta_bias, u_mask, u_outliers};
+  const SelectiveSizes sizes = checked_selective(given, 3, dtype);
+  ScanArguments a{ssm_of(given, sizes)};
+  a.selectors = sizes.selectors;
   OptionalTensor before;
   if (initial) {
     check_ssm_state({op, "initial"}, *initial, u, A);
@@ -89,14 +84,17 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
   a.y = y.data_ptr();
   a.result = kind_of(y);
   const bool all_codes = u_code && delta_code && B_code && C_code && (!z || z_code);
-  if (a.in.states <= 8 || a.in.states > 16) {
+  const bool any = a.in.states <= 8 || a.in.states > 16;
+  if (any && a.selectors.mask == nullptr) {
     launch_any(a, device.stream);
     return {y, last};
   }
   const int states = states_per_thread(a, u.get_device_index());
   const bool fast = a.in.states == 16 && a.in.channels % (8 * states) == 0 && a.in.u.aligned &&
                     a.in.delta.aligned && a.in.B.aligned && a.in.C.aligned && a.in.z.aligned;
-  if (!all_codes) {
+  if (a.selectors.mask != nullptr) {
+    launch_pairs(a, all_codes && fast, states, device.stream);
+  } else if (!all_codes) {
     launch_sixteen<false, false>(a, states, device.stream);
   } else if (fast) {
     launch_sixteen<true, true>(a, states, device.stream);

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "residency.cuh"
+#include "scan_selectors.cuh"
 #include "ssm.cuh"
 
 namespace dualscale {
@@ -21,10 +22,11 @@ struct ScanArguments {
   float* last;
   void* y;
   Kind result;
+  SelectorView selectors;  // of u
 };
 
 // kFast: every input aligned and the channels a multiple of the block's, so that vectors are always whole.
-template <bool kAllCodes, bool kFast, int kStates, int kSplit>
+template <bool kAllCodes, bool kFast, int kStates, int kSplit, class Selectors>
 struct ScanBlock {
   static constexpr int kChannels = kScanThreads / kSplit;
   static constexpr int kPadded = kStates * kSplit;
@@ -38,8 +40,9 @@ struct ScanBlock {
   static constexpr int kStateItems = kTile > kStatePass ? kTile / kStatePass : 1;
   static constexpr bool kFetchStates = kStateItems == 1;  // more would take too many registers
   using Piece = Four<kAllCodes>;
+  using OwnSelectors = TileSelectors < Selectors, kTile, kChannels, kPass, kItems, kStates<8>;
 
-  struct Shared {
+  struct Shared : OwnSelectors::Shared {
     float2 step[kTile][kChannels];  // softplus(delta), softplus(delta) * u
     float partial[kTile][kScanThreads];
     float B[kTile][kPadded];
@@ -58,6 +61,7 @@ struct ScanBlock {
   Piece u[kItems], delta[kItems], z[kItems];
   Piece next_B, next_C;
   float skipped[kItems][4];  // D * u
+  OwnSelectors selectors;
 
   __device__ ScanBlock(const ScanArguments& arguments, Shared& shared) : a(arguments), s(shared) {
     const unsigned pieces = static_cast<unsigned>((a.in.channels + kChannels - 1) / kChannels);
@@ -70,7 +74,10 @@ struct ScanBlock {
     for (int i = threadIdx.x; i < kChannels; i += kScanThreads) {
       const int64_t channel = min(first_channel + i, a.in.channels - 1);
       const CodeView& code = a.in.u.code;
-      if (code.rows != nullptr && !code.is_table) {
+      if constexpr (Selectors::kPairs) {
+        const Pair pair = Pair::load(code.rows + (code.per_channel ? channel * kPairWidth : 0));
+        s.u_code[i] = {pair.inner, pair.outer, 0.0f, 0.0f};  // both scales alone
+      } else if (code.rows != nullptr && !code.is_table) {
         s.u_code[i] = Scaled::of(code.rows + (code.per_channel ? channel * kKneeWidth : 0));
       }
       s.bias[i] = a.in.delta_bias ? a.in.delta_bias[channel] : 0.0f;
@@ -81,6 +88,9 @@ struct ScanBlock {
       load_code(a.in.B, s.B_code);
       load_code(a.in.C, s.C_code);
       load_code(a.in.z, s.z_code);
+      if constexpr (Selectors::kLists) {
+        selectors.open(s, a.selectors, place());
+      }
     }
     __syncthreads();
   }
@@ -132,11 +142,27 @@ struct ScanBlock {
             load_four<kAllCodes, kFast>(a.in.delta, delta_at + i * kPass * a.in.delta.row_stride, valid);
       }
     }
+    if constexpr (Selectors::kLists) {
+      selectors.fetch_list(s, a.selectors, start);
+    }
     if constexpr (kFetchStates) {
       next_B = state_piece<kWhole>(a.in.B, start, 0);
       next_C = state_piece<kWhole>(a.in.C, start, 0);
     }
   }
+
+  // Starts the loads of a tile's bytes of the mask; late, so that no register holds them during the
+  // recurrence.
+  __device__ __forceinline__ void fetch_bits(int64_t start) {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      if (exists<false>(start, i)) {
+        selectors.fetch(a.selectors, place(), start, i);
+      }
+    }
+  }
+
+  __device__ __forceinline__ ScanPlace place() const { return {batch, first_channel, group, row}; }
 
   // How many of this thread's four states of B or C exist.
   template <bool kWhole>
@@ -158,8 +184,18 @@ struct ScanBlock {
     return present > 0 ? load_four<kAllCodes, kFast>(input, offset, present) : Piece{};
   }
 
-  __device__ __forceinline__ void decode_u(const Piece& raw, float (&x)[4]) const {
-    biased_or_value(raw, a.in.u.kind, x);
+  // The i-th of this thread's pieces of u.
+  __device__ __forceinline__ void decode_u(int i, float (&x)[4]) const {
+    biased_or_value(u[i], a.in.u.kind, x);
+    if constexpr (Selectors::kPairs) {
+      const uint32_t outer = selectors.four(s, place(), i);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float2 scales = scales_of(s.u_code[4 * group + j]);
+        x[j] = (x[j] - kByteBias) * (outer >> j & 1 ? scales.y : scales.x);
+      }
+      return;
+    }
     const CodeView& code = a.in.u.code;
     if (code.rows == nullptr) {
       return;
@@ -189,7 +225,7 @@ struct ScanBlock {
       float2 pair[4] = {};
       if (exists<kWhole>(start, i)) {
         float x[4], value[4];
-        decode_u(u[i], value);
+        decode_u(i, value);
         biased_or_value(delta[i], a.in.delta.kind, x);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -314,50 +350,5 @@ struct ScanBlock {
     }
   }
 };
-
-template <bool kAllCodes, bool kFast, int kStates, int kSplit, int kBlocks>
-__global__ void __launch_bounds__(kScanThreads, resident_blocks(kBlocks))
-    scan(const __grid_constant__ ScanArguments a) {
-  using Block = ScanBlock<kAllCodes, kFast, kStates, kSplit>;
-  __shared__ __align__(16) typename Block::Shared shared;
-  Block block(a, shared);
-  const int64_t channel = block.first_channel + threadIdx.x % Block::kChannels;
-  const int first_state = threadIdx.x / Block::kChannels * kStates;
-  const int64_t state = (block.batch * a.in.channels + channel) * a.in.states + first_state;
-  const int present = channel < a.in.channels ? a.in.states - first_state : 0;
-  float A[kStates], h[kStates];
-#pragma unroll
-  for (int n = 0; n < kStates; ++n) {
-    A[n] = n < present ? kLog2e * a.in.A[channel * a.in.states + first_state + n] : 0.0f;
-    h[n] = n < present && a.initial ? a.initial[state + n] : 0.0f;
-  }
-  constexpr int64_t kTile = Block::kTile;
-  block.template fetch<false>(0);
-  for (int64_t start = 0; start < a.in.length; start += kTile) {
-    const bool whole = start + kTile <= a.in.length;
-    if (whole) {
-      block.template prepare<true>(start);
-      block.template fetch_gate<true>(start);
-    } else {
-      block.template prepare<false>(start);
-      block.template fetch_gate<false>(start);
-    }
-    __syncthreads();
-    if (start + 2 * kTile <= a.in.length) {
-      block.template fetch<true>(start + kTile);
-    } else {
-      block.template fetch<false>(start + kTile);
-    }
-    block.recur(A, h);
-    __syncthreads();
-    whole ? block.template finish<true>(start) : block.template finish<false>(start);
-  }
-#pragma unroll
-  for (int n = 0; n < kStates; ++n) {
-    if (n < present) {
-      a.last[state + n] = h[n];
-    }
-  }
-}
 
 }  // namespace dualscale

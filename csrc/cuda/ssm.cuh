@@ -33,21 +33,19 @@ struct SsmArguments {
   int states;
 };
 
-// Everything but the states. `dims` is 3 for a sequence, 2 for one token.
-inline SsmArguments checked_ssm(const char* op, int64_t dims, const Tensor& u, const OptionalTensor& u_code,
-                                const Tensor& delta, const OptionalTensor& delta_code, const Tensor& A,
-                                const Tensor& B, const OptionalTensor& B_code, const Tensor& C,
-                                const OptionalTensor& C_code, const OptionalTensor& D,
-                                const OptionalTensor& z, const OptionalTensor& z_code,
-                                const OptionalTensor& delta_bias, ScalarType dtype) {
-  const SelectiveSizes sizes = checked_selective(
-      {op, u, u_code, delta, delta_code, A, B, B_code, C, C_code, D, z, z_code, delta_bias}, dims, dtype);
-  return {input_of(u, u_code), input_of(delta, delta_code),
-          input_of(B, B_code), input_of(C, C_code),
-          input_of(z, z_code), floats(A),
-          floats(D),           floats(delta_bias),
-          sizes.batch,         sizes.length,
-          sizes.channels,      static_cast<int>(sizes.states)};
+inline SsmArguments ssm_of(const SelectiveArguments& in, const SelectiveSizes& sizes) {
+  return {input_of(in.u, in.u_code),
+          input_of(in.delta, in.delta_code),
+          input_of(in.B, in.B_code),
+          input_of(in.C, in.C_code),
+          input_of(in.z, in.z_code),
+          floats(in.A),
+          floats(in.D),
+          floats(in.delta_bias),
+          sizes.batch,
+          sizes.length,
+          sizes.channels,
+          static_cast<int>(sizes.states)};
 }
 
 }  // namespace dualscale

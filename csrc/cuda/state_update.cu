@@ -1,5 +1,6 @@
 // One token of the selective scan: the state is read and written once, four states a thread.
 #include "ahead.cuh"
+#include "pairs.cuh"
 #include "ssm.cuh"
 
 namespace dualscale {
@@ -15,6 +16,7 @@ struct Token {
   void* y;
   Kind result;
   bool state_aligned;
+  SelectorView selectors;  // of u
 };
 
 // Four neighbouring states' B or C.
@@ -29,8 +31,21 @@ __device__ __forceinline__ void four_values(const Input& input, int64_t offset, 
   }
 }
 
+// One value of u, with two scales or with a code of any family.
+template <class Selectors>
+__device__ __forceinline__ float value_of_u(const Token& a, int64_t batch, int64_t channel) {
+  const int64_t offset = batch * a.in.u.batch_stride + channel;
+  if constexpr (Selectors::kPairs) {
+    const float q = biased_byte(load_bits(a.in.u, offset) ^ 0x80u, 0) - kByteBias;
+    const Pair pair = Pair::load(a.in.u.code.rows + (a.in.u.code.per_channel ? channel * kPairWidth : 0));
+    return pair.decode(q, selects_outer<Selectors>(a.selectors, batch, channel));
+  } else {
+    return one_value(a.in.u, offset, channel);
+  }
+}
+
 // kLanes threads share a channel; each takes four states at a time.
-template <int kLanes>
+template <int kLanes, class Selectors>
 __global__ void __launch_bounds__(kThreads, 6) update(const __grid_constant__ Token a) {
   const int64_t channel = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kLanes;
   const int lane = threadIdx.x % kLanes;
@@ -44,7 +59,7 @@ __global__ void __launch_bounds__(kThreads, 6) update(const __grid_constant__ To
   admit_later();
   float sum = 0.0f, u = 0.0f;
   if (exists) {
-    u = one_value(a.in.u, batch * a.in.u.batch_stride + channel, channel);
+    u = value_of_u<Selectors>(a, batch, channel);
     const float bias = a.in.delta_bias ? a.in.delta_bias[channel] : 0.0f;
     const float delta = softplus(one_value(a.in.delta, batch * a.in.delta.batch_stride + channel, 0) + bias);
 #pragma unroll 4
@@ -80,15 +95,37 @@ __global__ void __launch_bounds__(kThreads, 6) update(const __grid_constant__ To
   store_four(a.y, a.result, batch * a.in.channels + channel, only, false, 1);
 }
 
+template <class Selectors>
+void launch(const Token& a, Selectors, const Tensor& u, int64_t values, cudaStream_t stream) {
+  const auto run = [&](auto kernel, int lanes) {
+    const dim3 grid(grid_of("selective_state_update", ceil_div(a.in.channels * lanes, kThreads)),
+                    static_cast<unsigned>(a.in.batch));
+    launch_early(kernel, grid, kThreads, 0, u.get_device_index(), stream, a);
+  };
+  // One thread a channel decodes its inputs once; a small batch needs more threads instead.
+  const bool many = values > int64_t{512} * multiprocessors(u.get_device_index());
+  if (a.in.states <= 4 || (a.in.states <= 16 && many)) {
+    run(update<1, Selectors>, 1);
+  } else if (a.in.states <= 16) {
+    run(update<4, Selectors>, 4);
+  } else {
+    run(update<16, Selectors>, 16);
+  }
+}
+
 Tensor selective_state_update(const Tensor& state, const Tensor& u, const OptionalTensor& u_code,
                               const Tensor& delta, const OptionalTensor& delta_code, const Tensor& A,
                               const Tensor& B, const OptionalTensor& B_code, const Tensor& C,
                               const OptionalTensor& C_code, const OptionalTensor& D, const OptionalTensor& z,
                               const OptionalTensor& z_code, const OptionalTensor& delta_bias,
-                              ScalarType dtype) {
+                              ScalarType dtype, const OptionalTensor& u_mask,
+                              const OptionalTensor& u_outliers) {
   const char* op = "selective_state_update";
-  Token a{checked_ssm(op, 2, u, u_code, delta, delta_code, A, B, B_code, C, C_code, D, z, z_code, delta_bias,
-                      dtype)};
+  const SelectiveArguments given{op, u,      u_code, delta, delta_code, A,          B,      B_code,
+                                 C,  C_code, D,      z,     z_code,     delta_bias, u_mask, u_outliers};
+  const SelectiveSizes sizes = checked_selective(given, 2, dtype);
+  Token a{ssm_of(given, sizes)};
+  a.selectors = sizes.selectors;
   check_ssm_state({op, "state"}, state, u, A);
   Tensor y = torch::stable::new_empty(u, u.sizes(), dtype);
   if (y.numel() == 0) {
@@ -104,19 +141,11 @@ Tensor selective_state_update(const Tensor& state, const Tensor& u, const Option
   a.y = y.data_ptr();
   a.result = kind_of(y);
   a.state_aligned = a.in.states % 4 == 0 && is_aligned(state, 16) && is_aligned(A, 16);
-  const auto run = [&](auto kernel, int lanes) {
-    const dim3 grid(grid_of(op, ceil_div(a.in.channels * lanes, kThreads)),
-                    static_cast<unsigned>(a.in.batch));
-    launch_early(kernel, grid, kThreads, 0, u.get_device_index(), device.stream, a);
-  };
-  // One thread a channel decodes its inputs once; a small batch needs more threads instead.
-  const bool many = y.numel() > int64_t{512} * multiprocessors(u.get_device_index());
-  if (a.in.states <= 4 || (a.in.states <= 16 && many)) {
-    run(update<1>, 1);
-  } else if (a.in.states <= 16) {
-    run(update<4>, 4);
+  if (a.selectors.mask == nullptr) {
+    launch(a, NoSelectors{}, u, y.numel(), device.stream);
   } else {
-    run(update<16>, 16);
+    dispatch_selectors(a.selectors,
+                       [&](auto selectors) { launch(a, selectors, u, y.numel(), device.stream); });
   }
   return y;
 }

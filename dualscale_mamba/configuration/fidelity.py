@@ -29,8 +29,9 @@ def problems(plain: dict[str, Any]) -> Iterator[ConfigError]:
     yield from counts(task, COUNTS)
     if task["objective"] not in OBJECTIVES:
         yield ConfigError("task.objective", task["objective"], "one of mse, output, kl, null")
-    if not isinstance(task["verify"], bool):
-        yield ConfigError("task.verify", task["verify"], "one of true, false")
+    for key in ("verify", "drift"):
+        if not isinstance(task[key], bool):
+            yield ConfigError(f"task.{key}", task[key], "one of true, false")
     if plain["model"].get("implementation") != "native":
         name = plain["model"]["implementation"]
         yield ConfigError("model.implementation", name, "native with task=fidelity")

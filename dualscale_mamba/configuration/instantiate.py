@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.sites import ALL_SITES, SSM_INPUT
+from dualscale_mamba.quantization.site_patterns import SiteFormat, check_places, within
+from dualscale_mamba.sites import SITES, SSM_INPUT
 
 if TYPE_CHECKING:
     from dualscale_mamba.evaluation.base import Evaluator
     from dualscale_mamba.profiling.base import Profiler
     from dualscale_mamba.quantization.recipe import Recipe
+    from dualscale_mamba.states.format import StateFormat, UnquantizedState
     from dualscale_mamba.tracking.base import Tracker
 
 Task = Callable[[DictConfig], None]
@@ -45,22 +47,32 @@ def make(config: DictConfig, key: str) -> Any:
         ) from (cause or error)
 
 
-def named(group: str, name: str, key: str) -> Any:
+def named(group: str, name: str, key: str, settings: Mapping[str, Any] | None = None) -> Any:
     """The object that a file of a group describes, beside the one that was chosen; ``--config-dir`` is searched too.
 
     Args:
         group: A folder of ``conf``.
-        name: Of the file.
+        name: Of the file; of one in a folder inside, with it: ``simulated/three_segments``.
         key: What asks for it, for the message.
+        settings: In place of those in the file.
 
     Raises:
         ConfigError: There is no such file, or it refuses its settings.
     """
-    folders = [folder / group for folder in _folders() if (folder / group).is_dir()]
-    files = {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))}
+    files = group_files(group)
     if name not in files:
         raise ConfigError(key, name, f"one of {', '.join(files)}")
-    return make(OmegaConf.create({name: OmegaConf.load(files[name])}), name)
+    node = OmegaConf.merge(OmegaConf.load(files[name]), dict(settings or {}))
+    return make(OmegaConf.create({name: node}), name)
+
+
+def group_files(group: str) -> dict[str, Path]:
+    """The files of a group by their names, those of the folders inside last; what the command line adds wins."""
+    found: dict[str, Path] = {}
+    for folder in _folders():
+        files = sorted((folder / group).rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+        found |= {path.relative_to(folder / group).with_suffix("").as_posix(): path for path in files}
+    return dict(sorted(found.items(), key=lambda item: ("/" in item[0], item[0])))
 
 
 def _folders() -> list[Path]:
@@ -121,8 +133,9 @@ def recipe(config: DictConfig) -> Recipe:
 
     precision = config.precision
     overrides = precision.activations.overrides or {}
-    chosen = config.quantize.sites
-    carriers = SSM_INPUT[config.model.family] if chosen is None else tuple(chosen)
+    chosen, layers = config.quantize.sites, config.quantize.get("layers")
+    carriers = SSM_INPUT[config.model.family] if chosen is None else _listed(chosen)
+    carriers = within(carriers, None if layers is None else [int(layer) for layer in _listed(layers)])
     sites = precision.activations.sites
     return Recipe(
         family=config.model.family,
@@ -130,11 +143,12 @@ def recipe(config: DictConfig) -> Recipe:
         layers={str(pattern): str(width) for pattern, width in (precision.get("layers") or {}).items()},
         rounding=make(config, "rounding"),
         activation_bits=precision.activations.bits,
-        sites=carriers if sites is None else None if sites == ALL_SITES else tuple(sites),
+        sites=carriers if sites is None else _listed(sites),
         scale_mode=make(config, "scale_mode"),
         observer=make(config, "observer"),
         granularity=make(config, "granularity"),
         scale_mode_sites=carriers,
+        formats=_formats(config),
         activation_observer=make(config, "precision.activations.observer"),
         overrides={str(site): Percentile(percentile=float(value)) for site, value in overrides.items()},
         linear_input_scale=precision.linear_input_scale,
@@ -144,6 +158,33 @@ def recipe(config: DictConfig) -> Recipe:
     )
 
 
+def _listed(value: Any) -> tuple[Any, ...]:
+    """A list of a configuration; one value stands for itself."""
+    return tuple(value) if OmegaConf.is_list(value) or isinstance(value, list) else (value,)
+
+
+def _formats(config: DictConfig) -> dict[str, SiteFormat]:
+    """``quantize.formats``: names of files of ``scale_mode``, or settings beside such a name."""
+    from dualscale_mamba.observers.percentile import Percentile
+
+    made = {}
+    for pattern, value in (config.quantize.get("formats") or {}).items():
+        key = f"quantize.formats.{pattern}"
+        settings = dict(value) if OmegaConf.is_dict(value) else {"scale_mode": value}
+        name, percentile = settings.pop("scale_mode", None), settings.pop("percentile", None)
+        mode = named("scale_mode", str(name), key, settings)
+        made[str(pattern)] = SiteFormat(
+            mode, None if percentile is None else Percentile(percentile=float(percentile))
+        )
+    return made
+
+
+def state(config: DictConfig) -> StateFormat | UnquantizedState:
+    """How the state of the state space is kept between steps."""
+    made: StateFormat | UnquantizedState = make(config, "state")
+    return made
+
+
 def data_root(config: DictConfig) -> Path | None:
     """``data.root`` as a path."""
     return Path(str(config.data.root)).expanduser() if config.data.root else None
@@ -151,7 +192,8 @@ def data_root(config: DictConfig) -> Path | None:
 
 def check_parts(config: DictConfig) -> Iterator[Exception]:
     """What the objects of a configuration say against their settings."""
-    for part in (task, _checked_source, recipe, profilers, tracker, _checked_evaluators, _checked_names):
+    objects = (task, state, profilers, tracker)
+    for part in (*objects, _checked_source, _checked_recipe, _checked_evaluators, _checked_names):
         try:
             part(config)
         except (ConfigError, ValueError, TypeError) as error:
@@ -164,9 +206,22 @@ def _checked_source(config: DictConfig) -> None:
     check_source(str(config.model.source), str(config.model.family))
 
 
+def _checked_recipe(config: DictConfig) -> None:
+    """The recipe, and whether a model that is here has the layers that it names."""
+    from dualscale_mamba.models.pretrained import sizes_of
+
+    made, sizes = recipe(config), sizes_of(str(config.model.source))
+    if sizes is None:
+        return
+    sites = [f"layers.{i}.mixer.{name}" for i in range(sizes.n_layer) for name in SITES[made.family]]
+    for key, names in made.named_sites:
+        check_places(names, sites, key)
+
+
 def _checked_names(config: DictConfig) -> None:
-    """Files that ``task=fidelity`` names."""
-    for key, group in (("formats", "scale_mode"), ("granularities", "granularity")):
+    """Files that ``task=fidelity`` and ``task=stress`` name."""
+    groups = {"formats": "scale_mode", "granularities": "granularity", "observers": "observer"}
+    for key, group in groups.items():
         for name in config.task.get(key) or ():
             named(group, str(name), f"task.{key}")
 

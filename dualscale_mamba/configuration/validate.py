@@ -10,9 +10,9 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dualscale_mamba.configuration import allocation, checkpoints, fidelity
+from dualscale_mamba.configuration import allocation, checkpoints, fidelity, sites, states, stress
 from dualscale_mamba.errors import CheckpointError, ConfigError
-from dualscale_mamba.sites import ALL_SITES, SITES
+from dualscale_mamba.sites import SITES
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -33,8 +33,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 # Nodes that no constructor reads, so that nothing else would notice a key too many.
 KEYS = {
     "": "name group arm tags objective on_error seed device ops data evaluation_cache_gib task model precision "
-    "rounding scale_mode observer granularity quantize calibration evaluation profiling tracker paths save hydra",
-    "quantize": "sites",
+    "rounding scale_mode observer granularity state quantize calibration evaluation profiling tracker paths save hydra",
+    "quantize": "sites layers formats",
     "data": "root",
     "model": "name family source revision implementation dtype residual_dtype state_dtype reference",
     "precision": "name weights layers activations linear_input_scale rotate rotate_residual x_proj_reads",
@@ -190,17 +190,6 @@ def _size_lists(plain: dict[str, Any]) -> Iterator[ConfigError]:
                     yield ConfigError(f"{place}.{key}", value, "a list of whole numbers, as in [1,8]")
 
 
-def _sites(plain: dict[str, Any]) -> Iterator[ConfigError]:
-    """Lists where lists are meant; the names in them are the recipe's to check."""
-    chosen, sites = plain["quantize"]["sites"], plain["precision"]["activations"]["sites"]
-    if not (chosen is None or isinstance(chosen, list)):
-        yield ConfigError("quantize.sites", chosen, "a list, as in quantize.sites=[x,B,C], or null")
-    if not (sites is None or sites == ALL_SITES or isinstance(sites, list)):
-        yield ConfigError(
-            "precision.activations.sites", sites, "all, a list, or null for quantize.sites alone"
-        )
-
-
 def _layers(plain: dict[str, Any]) -> Iterator[ConfigError]:
     layers = plain["precision"].get("layers")
     if not (layers is None or isinstance(layers, dict)):
@@ -264,7 +253,7 @@ def _data(plain: dict[str, Any]) -> Iterator[ConfigError]:
 def _checkpoint(plain: dict[str, Any]) -> Iterator[ConfigError | CheckpointError]:
     """What is asked of a quantized checkpoint, or of the place for a new one."""
     yield from checkpoints.problems(plain)
-    if plain["save"] is not None and not _quantizes(plain["precision"]):
+    if plain["save"] is not None and not (_quantizes(plain["precision"]) or states.is_encoded(plain)):
         hint = "Choose another precision, or copy the checkpoint."
         yield ConfigError("save", plain["save"], "null while nothing is quantized", hint)
 
@@ -282,7 +271,7 @@ RULES = cast(
         _choices,
         _numbers,
         _size_lists,
-        _sites,
+        sites.problems,
         _layers,
         _device,
         _model,
@@ -291,5 +280,7 @@ RULES = cast(
         _checkpoint,
         allocation.problems,
         fidelity.problems,
+        stress.problems,
+        states.problems,
     ),
 )

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -25,7 +26,9 @@ SOURCES: Final = (*EMBEDDED, "python_docs", *LOCAL, "wikitext2")
 FILE_PREFIX: Final = "file:"
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets" / "text"
-_ALLOWED = f"one of {', '.join(SOURCES)}, or file:PATH (.txt or .jsonl)"
+_ALLOWED = f"one of {', '.join(SOURCES)}, or file:PATH (.txt or .jsonl); SOURCE/1of2 is every second document"
+# Parts of a text that share no document: one to calibrate on, the other to test on.
+_PART = re.compile(r"(?P<whole>.+)/(?P<part>[1-9]\d?)of(?P<parts>[1-9]\d?)")
 
 
 def documents(source: str, data_root: Path | None = None) -> list[str]:
@@ -33,7 +36,8 @@ def documents(source: str, data_root: Path | None = None) -> list[str]:
 
     Args:
         source: A name in ``SOURCES``, or ``file:PATH``: a ``.txt`` split at lines ``<|endoftext|>``, or a
-            ``.jsonl`` whose objects have a field ``text``.
+            ``.jsonl`` whose objects have a field ``text``. With ``/1of2`` behind it every second document, from the
+            first; with ``/2of2`` the others.
         data_root: Folder that holds ``text/`` and ``eval/``; needed by the sources of ``LOCAL``.
 
     Returns:
@@ -43,7 +47,8 @@ def documents(source: str, data_root: Path | None = None) -> list[str]:
         ConfigError: The source is unknown, its file is missing, or it holds no text.
     """
     check_source(source, data_root)
-    found = [document for document in _read(source, data_root) if document.strip()]
+    whole, part, parts = _parts(source)
+    found = [document for document in _read(whole, data_root) if document.strip()][part - 1 :: parts]
     if not found:
         raise ConfigError("source", source, "a source with at least one non-empty document")
     return found
@@ -60,6 +65,9 @@ def check_source(source: str, data_root: Path | None = None, key: str = "source"
     Raises:
         ConfigError: The source is unknown or its file is missing.
     """
+    source, part, parts = _parts(source)
+    if part > parts:
+        raise ConfigError(key, f"{source}/{part}of{parts}", f"a part in 1 to {parts}")
     if source.startswith(FILE_PREFIX):
         _check_file(source, key)
     elif source in LOCAL:
@@ -79,6 +87,7 @@ def check_source(source: str, data_root: Path | None = None, key: str = "source"
 
 def source_files(source: str, data_root: Path | None = None) -> list[Path]:
     """The local files that a checked source is read from; none for what comes from Python or from the hub."""
+    source, _, _ = _parts(source)
     if source.startswith(FILE_PREFIX):
         return [Path(source.removeprefix(FILE_PREFIX)).expanduser()]
     if source in EMBEDDED:
@@ -89,8 +98,10 @@ def source_files(source: str, data_root: Path | None = None) -> list[Path]:
 
 
 def label(source: str) -> str:
-    """Short name of a source, for metric names: its own, or the file's stem."""
-    return Path(source.removeprefix(FILE_PREFIX)).stem if source.startswith(FILE_PREFIX) else source
+    """Short name of a source, for metric names: its own, or the file's stem; of a part ``python_docs_2of2``."""
+    whole, part, parts = _parts(source)
+    name = Path(whole.removeprefix(FILE_PREFIX)).stem if whole.startswith(FILE_PREFIX) else whole
+    return name if parts == 1 else f"{name}_{part}of{parts}"
 
 
 def text_hash(texts: Iterable[str]) -> str:
@@ -100,6 +111,12 @@ def text_hash(texts: Iterable[str]) -> str:
         digest.update(text.encode())
         digest.update(b"\0")
     return digest.hexdigest()
+
+
+def _parts(source: str) -> tuple[str, int, int]:
+    """The whole source, which part of it is meant, and how many there are."""
+    found = _PART.fullmatch(source)
+    return (source, 1, 1) if found is None else (found["whole"], int(found["part"]), int(found["parts"]))
 
 
 def _check_file(source: str, key: str) -> None:

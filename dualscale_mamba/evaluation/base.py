@@ -69,11 +69,13 @@ class Evaluated:
         metrics: By name, e.g. ``perplexity/python_docs/nll``.
         items: One row per window or document, in a fixed order, so that arms can be compared pair by pair.
         facts: What two arms must share to be comparable: hashes of the input, batch size, order of requests.
+        curves: What is drawn over the position in the text: lists under ``position``, ``kl`` and the like.
     """
 
     metrics: dict[str, Metric]
     items: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, Any] = field(default_factory=dict)
 
 
 class Reference(Protocol):
@@ -81,6 +83,10 @@ class Reference(Protocol):
 
     def logits(self, windows: Windows) -> Iterator[Tensor]:
         """Logits (batch, length, vocabulary) of each batch in turn, on any device."""
+        ...
+
+    def model(self) -> LanguageModel:
+        """The unquantized model itself, where logits of whole windows do not do."""
         ...
 
 

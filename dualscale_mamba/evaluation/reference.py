@@ -87,6 +87,12 @@ class Reference:
         else:
             yield from self._ask(windows.batches)
 
+    def model(self) -> LanguageModel:
+        """The model itself, which stays for the next evaluation."""
+        if self._model is None:
+            self._model = self.load()
+        return self._model
+
     def path(self, windows: Windows) -> Path | None:
         """Where the logits of these windows are kept; None where they are too large."""
         tokens = sum(batch[:, 1:].numel() for batch in windows.batches)
@@ -97,11 +103,10 @@ class Reference:
         return self.cache / FOLDER / f"{key}.safetensors"
 
     def _ask(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """From the model, which stays for the next evaluation."""
-        if self._model is None:
-            self._model = self.load()
+        """From the model."""
+        model = self.model()
         for batch in batches:
-            yield _run(self._model, batch)
+            yield _run(model, batch)
 
     def _compute(self, batches: Sequence[Tensor]) -> list[Tensor]:
         """All logits, in main memory; a model that was loaded for them goes at once."""

@@ -66,7 +66,7 @@ def compare(model: LanguageModel, reference_logits: Tensor, windows: Tensor) -> 
     reference_logits = reference_logits.flatten(0, 1).to(logits.device)
     rows = _rows_at_once(logits)
     parts = [
-        _compare_rows(*part)
+        compare_rows(*part)
         for part in zip(
             *(torch.split(rows_of, rows) for rows_of in (logits, reference_logits, targets.flatten())),
             strict=True,
@@ -93,7 +93,17 @@ def token_log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
     return -torch.cat(parts).double()
 
 
-def _compare_rows(logits: Tensor, reference_logits: Tensor, targets: Tensor) -> Compared:
+def compare_rows(logits: Tensor, reference_logits: Tensor, targets: Tensor) -> Compared:
+    """Two models' predictions of some tokens, all at once.
+
+    Args:
+        logits: (rows, vocabulary) of the model under test.
+        reference_logits: The same of the model that is taken as true, on the same device.
+        targets: (rows,) int64.
+
+    Returns:
+        See ``Compared``; each (rows,).
+    """
     log_p = reference_logits.double().log_softmax(-1)
     log_q = logits.double().log_softmax(-1)
     # A token that the reference rules out (log p = -inf) contributes nothing, not NaN.

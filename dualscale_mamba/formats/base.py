@@ -9,12 +9,14 @@ knee (8)
 table (512)
     256 non-decreasing levels, indexed by ``q + 128``, then 255 thresholds and one +inf;
     encode(x) = (number of thresholds not above x) - 128.
+
+A third width, of codes with a selector beside them, is :mod:`dualscale_mamba.formats.pair`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +24,8 @@ from torch import Tensor
 from dualscale_mamba.errors import ConfigError
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from dualscale_mamba.observers.histogram import Histogram
 
 KNEE_WIDTH = 8
@@ -63,6 +67,21 @@ class Range:
         return Range(self.floor.double().clamp_max(0.0), inner, torch.maximum(self.outer.double(), inner))
 
 
+class SideData(NamedTuple):
+    """What an activation stores beside its codes; see :mod:`dualscale_mamba.formats.pair`.
+
+    Attributes:
+        mask: uint8 ``(batch, length, ceil(channels / 8))``, or None where codes stand alone.
+        outliers: int16 ``(batch, tiles of tokens, tiles of channels, 1 + entries)``, or None where the mask holds all.
+    """
+
+    mask: Tensor | None = None
+    outliers: Tensor | None = None
+
+
+NO_SIDE_DATA = SideData()
+
+
 @dataclass(frozen=True)
 class Code:
     """The code of one site: ``rows`` parameters and what they cost.
@@ -84,6 +103,11 @@ class Code:
             raise FormatError(f"code rows must be float32, got {self.rows.dtype}")
 
     @property
+    def is_stored(self) -> bool:
+        """Whether kernels store its codes; otherwise values are only rounded (:meth:`rounded`)."""
+        return True
+
+    @property
     def is_knee(self) -> bool:
         """Whether the closed form applies (otherwise the code is a table)."""
         return self.rows.shape[1] == KNEE_WIDTH
@@ -98,17 +122,38 @@ class Code:
         """Whether it is one closed form for the whole tensor, which every operator can decode on load."""
         return self.is_knee and self.groups == 1
 
-    def to(self, device: torch.device | str) -> Code:
+    def to(self, device: torch.device | str) -> Self:
         """The same code with its rows on ``device``."""
-        return Code(self.rows.to(device), self.bits_per_value, self.has_knee)
+        return replace(self, rows=self.rows.to(device))
 
-    def expanded(self, assignment: Tensor | None) -> Code:
+    def expanded(self, assignment: Tensor | None) -> Self:
         """One row a channel, as operators read it: ``assignment`` int64 (channels,) says which row each has."""
         if assignment is None:
             return self
-        return Code(
-            self.rows[assignment.to(self.rows.device)].contiguous(), self.bits_per_value, self.has_knee
-        )
+        return replace(self, rows=self.rows[assignment.to(self.rows.device)].contiguous())
+
+    def rounded(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What values (..., C) become: the rank of each one's level, int64, and the level in the values' own type.
+
+        Ranks begin at 0 and say which levels occur; levels of equal value may have different ranks.
+        """
+        from dualscale_mamba.ops import reference  # the operators read this module
+
+        rows = self.rows.to(values.device)
+        codes = reference.encode(values, rows)
+        return codes.long() + LEVELS // 2, reference.decode(codes, rows, values.dtype)
+
+    def side_data(self, batch: int, length: int, channels: int) -> SideData:
+        """Room for what a tensor of these codes stores beside them; nothing here."""
+        return NO_SIDE_DATA
+
+    def side_bytes(self, batch: int, length: int, channels: int) -> float:
+        """What such a tensor takes beyond 8 bits a value, in bytes, by formula."""
+        return (self.bits_per_value - 8.0) / 8.0 * batch * length * channels
+
+    def facts(self) -> dict[str, float | int | bool]:
+        """All but the rows, in JSON's types; :func:`~dualscale_mamba.formats.stored.stored_code` reads them."""
+        return {"has_knee": self.has_knee, "bits_per_value": self.bits_per_value}
 
     def levels(self) -> Tensor:
         """All decoded values in the order of the codes that can occur, fp32 ``(groups, <= 256)``."""

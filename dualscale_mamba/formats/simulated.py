@@ -6,7 +6,7 @@ values on; what it would need is in ``bits_per_value``, what it saves is nothing
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,19 +42,14 @@ class SimulatedCode(Code):
         return self.rows.shape[1] // 2
 
     @property
-    def is_knee(self) -> bool:
+    def is_stored(self) -> bool:
         """Never."""
         return False
 
-    def to(self, device: torch.device | str) -> SimulatedCode:
-        """The same with its rows on ``device``."""
-        return replace(self, rows=self.rows.to(device))
-
-    def expanded(self, assignment: Tensor | None) -> SimulatedCode:
-        """One row a channel: ``assignment`` int64 (channels,) says which row each has."""
-        if assignment is None:
-            return self
-        return replace(self, rows=self.rows[assignment.to(self.rows.device)].contiguous())
+    @property
+    def is_knee(self) -> bool:
+        """Never."""
+        return False
 
     def levels(self) -> Tensor:
         """All levels, fp32 ``(groups, n)``."""
@@ -70,12 +65,12 @@ class SimulatedCode(Code):
         columns = values.reshape(-1, values.shape[-1]).T.contiguous()
         return torch.searchsorted(thresholds, columns, right=True).T.reshape(values.shape)
 
-    def rounded(self, values: Tensor) -> Tensor:
-        """Values (..., C) rounded to the nearest level in fp32, in their own type."""
+    def rounded(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Ranks of values (..., C), and the values rounded to the nearest level in fp32, in their own type."""
         levels, ranks = self.levels().to(values.device), self.ranks(values)
-        if self.groups == 1:
-            return levels[0][ranks].to(values.dtype)
-        return levels[torch.arange(values.shape[-1], device=values.device), ranks].to(values.dtype)
+        channel = torch.arange(values.shape[-1], device=values.device)
+        found = levels[0][ranks] if self.groups == 1 else levels[channel, ranks]
+        return ranks, found.to(values.dtype)
 
 
 def simulated_code(levels: Tensor, bits: float) -> SimulatedCode:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -15,11 +15,23 @@ class LayerCache:
     Attributes:
         conv: The last W-1 inputs of the convolution, ``(B, W-1, C)``, in the type that enters it: int8 where
             the site ``conv_input`` is on, floating point elsewhere.
-        ssm: h, ``(B, E, N)`` of Mamba-1, fp32, or ``(B, H, P, N)`` of Mamba-2, fp32 or fp16.
+        ssm: h, ``(B, E, N)`` of Mamba-1, fp32, or ``(B, H, P, N)`` of Mamba-2, fp32 or fp16; or its codes, int8 or
+            float8 of the same shape.
+        scale: bf16, h's shape without N: the scales of the codes, where they are not constants.
+        residual: What rounding has left over, under error feedback: int8, or uint8 with two codes a byte.
+        count: int32 ``(B,)``, tokens seen, under stochastic rounding.
     """
 
     conv: Tensor
     ssm: Tensor
+    scale: Tensor | None = None
+    residual: Tensor | None = None
+    count: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What there is, by name; the first dimension of each is the batch."""
+        held = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: tensor for name, tensor in held.items() if tensor is not None}
 
     def push(self, x: Tensor) -> None:
         """Remember the inputs x ``(B, L, C)`` of a convolution; L may be shorter than W-1."""
@@ -44,4 +56,4 @@ class Cache:
     @property
     def nbytes(self) -> int:
         """Bytes of all states."""
-        return sum(state.nbytes for layer in self.layers for state in (layer.conv, layer.ssm))
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer.tensors().values())

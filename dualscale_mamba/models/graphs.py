@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dualscale_mamba import ops
 from dualscale_mamba.errors import ConfigError
+from dualscale_mamba.models.cache import Cache
 from dualscale_mamba.models.capture import Recorded, new_stream, record
 from dualscale_mamba.models.config import ModelConfig
 from dualscale_mamba.models.language_model import MambaLM
@@ -187,6 +188,12 @@ class GraphedLM:
             _, slot = self._advance(first if number == 1 else None, cache)
             made[number].copy_(slot.token)
         return made.T.contiguous()
+
+    def states(self, cache: GraphedCache) -> Cache:
+        """The states of a text as its next step reads them: the static tensors, which any later call changes."""
+        slot = self._slot(cache.batch_size)
+        slot.load(cache)
+        return slot.cache
 
     def _advance(self, input_ids: Tensor | None, cache: GraphedCache) -> tuple[Recorded, Slot]:
         recorded = self._recorded(cache.batch_size, STEP)

@@ -36,15 +36,16 @@ from torch import Tensor
 
 from dualscale_mamba import ops
 from dualscale_mamba.errors import ConfigError
+from dualscale_mamba.formats.base import NO_SIDE_DATA
 from dualscale_mamba.models.cache import LayerCache
 from dualscale_mamba.models.config import MambaConfig
 from dualscale_mamba.models.linear import Linear
 from dualscale_mamba.models.mixer import Mixer
 from dualscale_mamba.models.operands import any_operand, operand, operands
-from dualscale_mamba.quantization.site import Activation, Site
+from dualscale_mamba.quantization.site import Activation, Coded, Site
 from dualscale_mamba.sites import MAMBA1_SITES
 
-X_PROJ_READS = ("codes", "conv_output")
+X_PROJ_READS = ("codes", "decoded", "conv_output")
 
 
 class MambaMixer(Mixer):
@@ -55,7 +56,8 @@ class MambaMixer(Mixer):
     by dt_proj.
 
     Attributes:
-        x_proj_reads: ``codes`` (what the scan reads) or ``conv_output`` (the values before encoding).
+        x_proj_reads: ``codes`` (what the scan reads), ``decoded`` (the same as values) or ``conv_output`` (the values
+            before encoding).
     """
 
     family: ClassVar[str] = "mamba1"
@@ -86,7 +88,7 @@ class MambaMixer(Mixer):
 
     def projections(self) -> tuple[tuple[Linear, Site | None], ...]:
         """Every linear layer, each with the one site that alone feeds it; None where it may read floats in any case."""
-        u = self.ssm_input if self.x_proj_reads == "codes" else None
+        u = None if self.x_proj_reads == "conv_output" else self.ssm_input
         return (
             (self.in_proj, self.in_proj_input),
             (self.x_proj, u),
@@ -96,14 +98,15 @@ class MambaMixer(Mixer):
 
     def _convolve(self, x: Activation, state: LayerCache | None) -> tuple[Activation, Activation]:
         """u = SiLU(conv(x)) for the scan and for x_proj."""
-        fused = self.x_proj_reads == "codes"
+        fused, site = self.x_proj_reads != "conv_output", self.ssm_input
         value, x_code = operand(x, self.dtype)
-        u = self._conv(value, x_code, state, self.ssm_input.output_code() if fused else None)
+        side = site.side_data(value) if fused else NO_SIDE_DATA
+        u = self._conv(value, x_code, state, site.output_code() if fused else None, side=side)
         self._remember(value, state)
-        if fused or self.ssm_input.rows is None:
-            wrapped = self.ssm_input.wrap(u)
+        if fused or site.rows is None:
+            wrapped = site.wrap(u, side=side)
             return wrapped, wrapped
-        return self.ssm_input.wrap(ops.encode(u, self.ssm_input.rows)), u
+        return site.encode(u), u
 
     def _scan(
         self,
@@ -115,21 +118,26 @@ class MambaMixer(Mixer):
         state: LayerCache | None,
     ) -> Tensor:
         """Algorithm 2, gated: y = (C h + D u) * SiLU(z)."""
+        side = u.side if isinstance(u, Coded) else NO_SIDE_DATA
         u, u_code = any_operand(u)
         (delta, delta_code), (B, B_code), (C, C_code), (z, z_code) = operands((delta, B, C, z), self.dtype)
         A, bias = self.decay(), self.dt_bias
         if u.dim() == 2:
             assert state is not None, "a one-token step needs a state"
-            return ops.selective_state_update(
-                state.ssm, u, u_code, delta, delta_code, A, B, B_code, C, C_code,
-                self.D, z, z_code, bias, self.dtype,
+            h = self.state_store.values(state)
+            y = ops.selective_state_update(
+                h, u, u_code, delta, delta_code, A, B, B_code, C, C_code, self.D, z, z_code, bias, self.dtype,
+                *side,
             )  # fmt: skip
-        h = None if state is None else state.ssm
+            self.state_store.keep(state, h, tokens=1)
+            return y
+        initial = None if state is None else self.state_store.values(state)
         y, h = ops.selective_scan(
-            u, u_code, delta, delta_code, A, B, B_code, C, C_code, self.D, z, z_code, bias, h, self.dtype
-        )
+            u, u_code, delta, delta_code, A, B, B_code, C, C_code, self.D, z, z_code, bias, initial, self.dtype,
+            *side,
+        )  # fmt: skip
         if state is not None:
-            state.ssm.copy_(h)
+            self.state_store.keep(state, h, tokens=u.shape[1])
         return y
 
     def _emit(self, y: Tensor) -> Activation:
@@ -144,7 +152,6 @@ class MambaMixer(Mixer):
         return site.wrap(y if code is None else ops.encode(y, code))
 
     def allocate_state(self, batch_size: int) -> LayerCache:
-        """The state before the first token: zeros; that of the state space (B, E, N), fp32."""
-        return LayerCache(
-            self._empty_conv_state(batch_size), self.A_log.new_zeros(batch_size, *self.A_log.shape)
-        )
+        """The state before the first token: zeros; that of the state space (B, E, N), fp32 or codes."""
+        h = self.A_log.new_zeros(batch_size, *self.A_log.shape)
+        return self.state_store.empty(self._empty_conv_state(batch_size), h)

@@ -130,11 +130,14 @@ class Mamba2Mixer(Mixer):
         weights = (self.D, self.dt_bias, *self.delta_limits, self.n_groups)
         if x.dim() == 2:
             assert state is not None, "a one-token step needs a state"
-            return ops.ssd_state_update(state.ssm, *inputs, *weights, self.dtype)
-        h = None if state is None else state.ssm
-        y, h = ops.ssd_scan(*inputs, *weights, h, self.chunk_size, self.state_dtype, self.dtype)
+            h = self.state_store.values(state)
+            y = ops.ssd_state_update(h, *inputs, *weights, self.dtype)
+            self.state_store.keep(state, h, tokens=1)
+            return y
+        initial = None if state is None else self.state_store.values(state)
+        y, h = ops.ssd_scan(*inputs, *weights, initial, self.chunk_size, self.state_dtype, self.dtype)
         if state is not None:
-            state.ssm.copy_(h)
+            self.state_store.keep(state, h, tokens=x.shape[1])
         return y
 
     def _gate(self, y: Tensor, z: Activation) -> Activation:
@@ -147,6 +150,6 @@ class Mamba2Mixer(Mixer):
         return self._rotated(normed)
 
     def allocate_state(self, batch_size: int) -> LayerCache:
-        """The state before the first token: zeros; that of the state space (B, H, P, N), of type ``state_dtype``."""
+        """The state before the first token: zeros; that of the state space (B, H, P, N), ``state_dtype`` or codes."""
         h = self.A_log.new_zeros(batch_size, *self.state_shape, dtype=self.state_dtype)
-        return LayerCache(self._empty_conv_state(batch_size), h)
+        return self.state_store.empty(self._empty_conv_state(batch_size), h)

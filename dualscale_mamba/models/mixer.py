@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from dualscale_mamba import ops
+from dualscale_mamba.formats.base import NO_SIDE_DATA, SideData
 from dualscale_mamba.models.cache import LayerCache
 from dualscale_mamba.models.config import ModelConfig
 from dualscale_mamba.models.layers import CausalConv, parameter
 from dualscale_mamba.models.linear import Linear
 from dualscale_mamba.quantization.site import SILU_FLOOR, Activation, Site
 from dualscale_mamba.sites import SITES
+from dualscale_mamba.states.store import StateStore
 
 
 class Mixer(nn.Module):
@@ -33,6 +35,7 @@ class Mixer(nn.Module):
         site_names: Its sites, in the order of the data flow.
         rotation: fp32 ``(m, m)`` Hadamard base, present when out_proj's input is rotated.
         widths: Columns of in_proj for each site that it feeds.
+        state_store: How the state is kept between calls.
     """
 
     family: ClassVar[str]
@@ -61,6 +64,7 @@ class Mixer(nn.Module):
         self.out_proj = Linear(config.d_inner, config.d_model, bias=config.bias, dtype=dtype)
         for name, after_silu in SITES[self.family].items():
             self.add_module(name, Site(SILU_FLOOR if after_silu else None))
+        self.state_store = StateStore()
         self.register_buffer("rotation", None, persistent=False)
         self.register_buffer("state_matrix", None, persistent=False)
 
@@ -94,8 +98,9 @@ class Mixer(nn.Module):
         state: LayerCache | None,
         code: Tensor | None,
         channels: slice | None = None,
+        side: SideData = NO_SIDE_DATA,
     ) -> Tensor:
-        """SiLU(conv(value)), of some channels if asked, int8 where there is a code for them.
+        """SiLU(conv(value)), of some channels if asked, int8 where there is a code for them, and what lies beside it.
 
         A step shifts the state of these channels; after a prefill :meth:`_remember` does it for all at once.
         """
@@ -107,9 +112,9 @@ class Mixer(nn.Module):
             bias = None if bias is None else bias[channels]
             before = None if before is None else before[..., channels]
         if value.dim() == 3:
-            return ops.causal_conv1d_encode(value, value_code, weight, bias, before, code, self.dtype)
+            return ops.causal_conv1d_encode(value, value_code, weight, bias, before, code, self.dtype, *side)
         assert before is not None, "a one-token step needs a state"
-        return ops.causal_conv1d_update(value, value_code, before, weight, bias, code, self.dtype)
+        return ops.causal_conv1d_update(value, value_code, before, weight, bias, code, self.dtype, *side)
 
     def _remember(self, value: Tensor, state: LayerCache | None) -> None:
         """Keep the last inputs of the convolution after a prefill (B, L, C)."""

@@ -215,12 +215,20 @@ def check_source(source: str, family: str | None = None) -> None:
         ConfigError: It names no folder, embedded model, random model or hub id, or a model of another family.
     """
     _check_place(source)
+    sizes = sizes_of(source)
+    if sizes is not None:
+        _check_family(sizes, family, source)
+
+
+def sizes_of(source: str) -> ModelConfig | None:
+    """Sizes of a model that is on this machine; None of one on a hub, or that cannot be read."""
     with contextlib.suppress(CheckpointError):  # told in full when it is loaded
         if source.startswith(RANDOM):
-            _check_family(RANDOM_SIZES[source.removeprefix(RANDOM)], family, source)
-        elif source.startswith(EMBEDDED) or Path(source).expanduser().is_dir():
+            return RANDOM_SIZES[source.removeprefix(RANDOM)]
+        if source.startswith(EMBEDDED) or Path(source).expanduser().is_dir():
             folder = locate(source, None)
-            _check_family(_described(folder, read_json(folder / "config.json"))[0], family, source)
+            return _described(folder, read_json(folder / "config.json"))[0]
+    return None
 
 
 def _check_place(source: str) -> None:

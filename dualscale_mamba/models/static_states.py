@@ -48,23 +48,23 @@ class Slot:
         self.batch = batch
         # Calls outside inference mode write to these too.
         with torch.inference_mode(False), torch.no_grad():
-            empty = [state for layer in model.allocate_cache(1).layers for state in (layer.conv, layer.ssm)]
-            groups: dict[tuple[torch.dtype, torch.Size], list[int]] = {}
-            for index, state in enumerate(empty):
-                groups.setdefault((state.dtype, state.shape), []).append(index)
+            layers = [layer.tensors() for layer in model.allocate_cache(1).layers]
+            empty = {(at, name): state for at, layer in enumerate(layers) for name, state in layer.items()}
+            groups: dict[tuple[torch.dtype, torch.Size], list[tuple[int, str]]] = {}
+            for place, state in empty.items():
+                groups.setdefault((state.dtype, state.shape), []).append(place)
             # An int8 state is not zero when it is empty: one sequence's states say what is.
-            self._empty = [torch.stack([empty[index] for index in group]) for group in groups.values()]
+            self._empty = [_stacked([empty[place] for place in group]) for group in groups.values()]
             self._states = [
                 each.expand(-1, batch, *each.shape[2:]).clone(memory_format=torch.contiguous_format)
                 for each in self._empty
             ]
             self.token = torch.zeros(batch, dtype=torch.int64, device=model.device)
-        views = {
-            index: states[place]
-            for states, group in zip(self._states, groups.values(), strict=True)
-            for place, index in enumerate(group)
-        }
-        self.cache = Cache([LayerCache(views[at], views[at + 1]) for at in range(0, len(views), 2)])
+        views: list[dict[str, Tensor]] = [{} for _ in layers]
+        for states, group in zip(self._states, groups.values(), strict=True):
+            for number, (at, name) in enumerate(group):
+                views[at][name] = states[number]
+        self.cache = Cache([LayerCache(**each) for each in views])
         self._owner: weakref.ref[GraphedCache] | None = None
 
     def reset(self) -> None:
@@ -97,6 +97,13 @@ class Slot:
         else:
             for states, kept in zip(self._states, apart, strict=True):
                 states.copy_(kept)
+
+
+def _stacked(states: list[Tensor]) -> Tensor:
+    """States of one type and shape as one tensor; float8 by its bytes, which every device can put together."""
+    if states[0].dtype.itemsize != 1:
+        return torch.stack(states)
+    return torch.stack([state.view(torch.uint8) for state in states]).view(states[0].dtype)
 
 
 class WeightsSeen:

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from dualscale_mamba.formats.base import Code
-from dualscale_mamba.formats.simulated import SimulatedCode
-from dualscale_mamba.ops import reference
 
 MIN_EXPONENT = -24
 MAX_EXPONENT = 16
@@ -202,10 +200,7 @@ class Histogram:
     def _coded(self, code: Code, inside: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         values, weights = self.points(inside)
         values = values[:, None].expand(-1, self.groups).clamp(self.minimum, self.maximum)
-        if isinstance(code, SimulatedCode):
-            return values, weights, code.ranks(values) - 128, code.rounded(values)
-        codes = reference.encode(values, code.rows.cpu())
-        return values, weights, codes, reference.decode(codes, code.rows.cpu(), torch.float32)
+        return values, weights, *code.rounded(values)
 
     def squared_error(self, code: Code, inside: int = 4) -> Tensor:
         """Mean squared error of coding the counted values, fp64 ``(groups,)``."""
@@ -225,14 +220,14 @@ class Histogram:
 
     def coding(self, code: Code, inside: int = 4) -> Coding:
         """All that the counts say about a code."""
-        values, weights, codes, decoded = self._coded(code, inside)
+        values, weights, ranks, decoded = self._coded(code, inside)
         noise = ((decoded.double() - values.double()).square().T * weights).sum()
         signal = (values.double().square().T * weights).sum()
         total = weights.sum().clamp_min(1.0)
         levels = code.levels().cpu()
         used = torch.zeros(self.groups, max(256, levels.shape[1]), dtype=torch.bool)
         group, point = torch.nonzero(weights > 0, as_tuple=True)
-        used[group, codes[point, group].long() + 128] = True
+        used[group, ranks[point, group]] = True
         outside = (values < levels.amin(1)) | (values > levels.amax(1))
         return Coding(
             float(10.0 * torch.log10(signal.clamp_min(1e-30) / noise.clamp_min(1e-30))),

@@ -34,7 +34,9 @@ __all__ = [
     "causal_conv1d_update",
     "current_implementation",
     "decode",
+    "decode_pair",
     "encode",
+    "encode_pair",
     "ensure_loaded",
     "gated_rms_norm_quant",
     "hadamard_quant",
@@ -79,6 +81,43 @@ def decode(codes: Tensor, code: Tensor, dtype: torch.dtype = torch.float32) -> T
     return cast(Tensor, kernel("decode", codes)(codes, code, dtype))
 
 
+def encode_pair(x: Tensor, code: Tensor, mask: Tensor, outliers: Tensor | None = None) -> Tensor:
+    """Values to codes of two scales, and the selectors beside them.
+
+    Args:
+        x: (B, L, C) floating point.
+        code: fp32 (1 or C, 5).
+        mask: uint8 (B, L, ceil(C/8)), written; with ``outliers`` only where a list is full.
+        outliers: int16 (B, ceil(L/32), ceil(C/64), 1 + entries), written; None to have all selectors in the mask.
+
+    Returns:
+        int8 (B, L, C). NaN becomes the code of 0; values outside the range saturate.
+    """
+    return cast(Tensor, kernel("encode_pair", x)(x, code, mask, outliers))
+
+
+def decode_pair(
+    codes: Tensor,
+    code: Tensor,
+    mask: Tensor,
+    outliers: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Codes of two scales to values.
+
+    Args:
+        codes: int8 (B, L, C).
+        code: fp32 (1 or C, 5).
+        mask: As :func:`encode_pair` wrote it.
+        outliers: The same.
+        dtype: Of the result.
+
+    Returns:
+        ``dtype`` (B, L, C).
+    """
+    return cast(Tensor, kernel("decode_pair", codes)(codes, code, mask, outliers, dtype))
+
+
 def causal_conv1d_encode(
     x: Tensor,
     x_code: Tensor | None,
@@ -87,6 +126,8 @@ def causal_conv1d_encode(
     initial: Tensor | None = None,
     code: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    mask: Tensor | None = None,
+    outliers: Tensor | None = None,
 ) -> Tensor:
     """Causal depthwise convolution, bias, SiLU, encode.
 
@@ -96,14 +137,16 @@ def causal_conv1d_encode(
         weight: fp32 (C, W), W in 2..4.
         bias: fp32 (C,).
         initial: (B, W-1, C) of x's type, the inputs before the first; default zeros.
-        code: fp32 (1 or C, 8 or 512) of the result; without it the result is ``dtype``.
+        code: fp32 (1 or C, 5, 8 or 512) of the result; without it the result is ``dtype``.
         dtype: Of a floating-point result.
+        mask: uint8 (B, L, ceil(C/8)), written where ``code`` is a pair; see :func:`encode_pair`.
+        outliers: int16 (B, ceil(L/32), ceil(C/64), 1 + entries), written; see there.
 
     Returns:
         (B, L, C), int8 or ``dtype``.
     """
     run = kernel("causal_conv1d_encode", x)
-    return cast(Tensor, run(x, x_code, weight, bias, initial, code, dtype))
+    return cast(Tensor, run(x, x_code, weight, bias, initial, code, dtype, mask, outliers))
 
 
 def causal_conv1d_update(
@@ -114,6 +157,8 @@ def causal_conv1d_update(
     bias: Tensor | None = None,
     code: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    mask: Tensor | None = None,
+    outliers: Tensor | None = None,
 ) -> Tensor:
     """One token of :func:`causal_conv1d_encode`.
 
@@ -123,14 +168,16 @@ def causal_conv1d_update(
         state: (B, W-1, C) of x's type, the latest inputs; shifted in place.
         weight: fp32 (C, W), W in 2..4.
         bias: fp32 (C,).
-        code: fp32 (1 or C, 8 or 512) of the result; without it the result is ``dtype``.
+        code: fp32 (1 or C, 5, 8 or 512) of the result; without it the result is ``dtype``.
         dtype: Of a floating-point result.
+        mask: uint8 (B, 1, ceil(C/8)), written where ``code`` is a pair; see :func:`encode_pair`.
+        outliers: int16 (B, 1, ceil(C/64), 1 + entries), written; see there.
 
     Returns:
         (B, C), int8 or ``dtype``.
     """
     run = kernel("causal_conv1d_update", x)
-    return cast(Tensor, run(x, x_code, state, weight, bias, code, dtype))
+    return cast(Tensor, run(x, x_code, state, weight, bias, code, dtype, mask, outliers))
 
 
 def rms_norm_quant(

@@ -28,27 +28,35 @@ def decode(codes: Tensor, code: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(codes.shape, dtype=dtype, device=codes.device)
 
 
+def encode_pair(x: Tensor, *rest: Any) -> Tensor:
+    """(B, L, C) -> (B, L, C) int8."""
+    return torch.empty(x.shape, dtype=torch.int8, device=x.device)
+
+
+def decode_pair(codes: Tensor, *rest: Any) -> Tensor:
+    """(B, L, C) int8 -> (B, L, C) dtype."""
+    return torch.empty(codes.shape, dtype=rest[-1], device=codes.device)
+
+
 def causal_conv1d_encode(x: Tensor, *rest: Any) -> Tensor:
     """(B, L, C) -> (B, L, C)."""
-    *_, code, dtype = rest
-    return _like(x, code, dtype)
+    return _like(x, *rest[4:6])
 
 
 def causal_conv1d_update(x: Tensor, *rest: Any) -> Tensor:
     """(B, C) -> (B, C)."""
-    *_, code, dtype = rest
-    return _like(x, code, dtype)
+    return _like(x, *rest[4:6])
 
 
 def selective_scan(u: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """(B, L, D) -> (B, L, D), (B, D, N)."""
-    A = rest[3]
-    return _like(u, None, rest[-1]), A.new_empty((u.shape[0], *A.shape), dtype=torch.float32)
+    A, dtype = rest[3], rest[13]
+    return _like(u, None, dtype), A.new_empty((u.shape[0], *A.shape), dtype=torch.float32)
 
 
 def selective_state_update(state: Tensor, u: Tensor, *rest: Any) -> Tensor:
     """(B, D) -> (B, D)."""
-    return _like(u, None, rest[-1])
+    return _like(u, None, rest[12])
 
 
 def ssd_scan(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dualscale_mamba.formats.base import CODE_SPACE_LIMIT, KNEE_WIDTH, LEVELS
+from dualscale_mamba.ops.reference_pair import decode_pair, encode_pair
+from dualscale_mamba.ops.rounding import round_half_away
 
-
-def round_half_away(t: Tensor) -> Tensor:
-    """Round half away from zero, exactly: the one rounding rule of this project."""
-    whole = torch.trunc(t)
-    return torch.where((t - whole).abs() >= 0.5, whole + torch.sign(t), whole)
+__all__ = ["decode_pair", "encode_pair"]  # the operators of this module that are written elsewhere
 
 
 def encode(x: Tensor, code: Tensor) -> Tensor:
@@ -52,8 +50,12 @@ def decode(codes: Tensor, code: Tensor, dtype: torch.dtype) -> Tensor:
     return code[torch.arange(codes.shape[-1], device=codes.device), index].to(dtype)
 
 
-def value_of(v: Tensor, code: Tensor | None) -> Tensor:
-    """fp32 values of an activation that is int8 with a code, or floating point without."""
+def value_of(
+    v: Tensor, code: Tensor | None, mask: Tensor | None = None, outliers: Tensor | None = None
+) -> Tensor:
+    """fp32 values of an activation that is int8 with a code (of a pair: with selectors too), or floating point."""
+    if code is not None and mask is not None:
+        return decode_pair(v, code, mask, outliers, torch.float32)
     return v.float() if code is None else decode(v, code, torch.float32)
 
 
@@ -86,6 +88,8 @@ def causal_conv1d_encode(
     initial: Tensor | None,
     code: Tensor | None,
     dtype: torch.dtype,
+    mask: Tensor | None = None,
+    outliers: Tensor | None = None,
 ) -> Tensor:
     """encode(SiLU(causal depthwise conv(x) + bias)); see the schema for shapes."""
     width = weight.shape[1]
@@ -94,7 +98,10 @@ def causal_conv1d_encode(
     before = zeros if initial is None else value_of(initial, x_code)
     value = torch.cat([before, value], dim=1).transpose(1, 2)
     y = F.conv1d(value, weight.float()[:, None], bias, groups=weight.shape[0])
-    return result_of(F.silu(y).transpose(1, 2).contiguous(), code, dtype)
+    y = F.silu(y).transpose(1, 2).contiguous()
+    if code is not None and mask is not None:
+        return encode_pair(y, code, mask, outliers)
+    return result_of(y, code, dtype)
 
 
 def causal_conv1d_update(
@@ -105,9 +112,11 @@ def causal_conv1d_update(
     bias: Tensor | None,
     code: Tensor | None,
     dtype: torch.dtype,
+    mask: Tensor | None = None,
+    outliers: Tensor | None = None,
 ) -> Tensor:
     """One token of :func:`causal_conv1d_encode`; state (B, W-1, C) is shifted in place."""
-    y = causal_conv1d_encode(x[:, None], x_code, weight, bias, state, code, dtype)
+    y = causal_conv1d_encode(x[:, None], x_code, weight, bias, state, code, dtype, mask, outliers)
     state.copy_(torch.cat([state[:, 1:], x[:, None]], dim=1))
     return y[:, 0]
 
@@ -141,10 +150,12 @@ def selective_scan(
     delta_bias: Tensor | None,
     initial: Tensor | None,
     dtype: torch.dtype,
+    u_mask: Tensor | None = None,
+    u_outliers: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Selective scan, decoded on load; returns y (B, L, D) and the last state (B, D, N)."""
     value_u, step, b, c = (
-        value_of(u, u_code),
+        value_of(u, u_code, u_mask, u_outliers),
         value_of(delta, delta_code),
         value_of(B, B_code),
         value_of(C, C_code),
@@ -182,11 +193,13 @@ def selective_state_update(
     z_code: Tensor | None,
     delta_bias: Tensor | None,
     dtype: torch.dtype,
+    u_mask: Tensor | None = None,
+    u_outliers: Tensor | None = None,
 ) -> Tensor:
     """One token of :func:`selective_scan`; state (B, D, N) is updated in place."""
     y, last = selective_scan(
         u[:, None], u_code, delta[:, None], delta_code, A, B[:, None], B_code, C[:, None], C_code,
-        D, None if z is None else z[:, None], z_code, delta_bias, state, dtype,
+        D, None if z is None else z[:, None], z_code, delta_bias, state, dtype, u_mask, u_outliers,
     )  # fmt: skip
     state.copy_(last)
     return y[:, 0]

@@ -10,6 +10,9 @@ Conventions shared by all of them:
 * A tensor ``v`` is either floating point (then its ``v_code`` is None) or int8 codes, decoded by ``v_code``,
   an fp32 tensor ``(rows, width)`` described in :mod:`dualscale_mamba.formats.base`. ``rows`` is 1 or the number
   of channels; ``width`` names the family (8: knee, 512: table).
+* Codes of two scales (width 5: pair) have selectors beside them, as :mod:`dualscale_mamba.formats.pair` says: a
+  ``mask``, uint8 (B, L, ceil(C/8)), or lists of ``outliers``, int16 (B, ceil(L/32), ceil(C/64), 1 + entries), with a
+  mask for the tiles that are too full. Both are contiguous; a token is a sequence of length 1.
 * ``code`` is the code of the *result*. Without it the result is floating point of type ``dtype``.
 * Arithmetic is fp32 inside.
 """
@@ -23,32 +26,36 @@ SCHEMAS: dict[str, str] = {
     "encode": "(Tensor x, Tensor code) -> Tensor",
     # codes (..., C) int8 -> (..., C) dtype
     "decode": "(Tensor codes, Tensor code, ScalarType dtype) -> Tensor",
+    # The same of a pair, with its selectors; x, codes (B, L, C)
+    "encode_pair": "(Tensor x, Tensor code, Tensor(a!) mask, Tensor(b!)? outliers) -> Tensor",
+    "decode_pair": ("(Tensor codes, Tensor code, Tensor mask, Tensor? outliers, ScalarType dtype) -> Tensor"),
     # Causal depthwise convolution + bias + SiLU + encode.
     # x (B, L, C) float or int8 [x_code: knee, one row]; weight (C, W) fp32, W in 2..4; bias (C,) fp32;
-    # initial (B, W-1, C) of x's type: the inputs before the first; -> (B, L, C)
+    # initial (B, W-1, C) of x's type: the inputs before the first; mask, outliers: with a pair; -> (B, L, C)
     "causal_conv1d_encode": (
         "(Tensor x, Tensor? x_code, Tensor weight, Tensor? bias, Tensor? initial, Tensor? code,"
-        " ScalarType dtype) -> Tensor"
+        " ScalarType dtype, Tensor(a!)? mask=None, Tensor(b!)? outliers=None) -> Tensor"
     ),
     # One token of the same: x (B, C); state (B, W-1, C) of x's type, shifted in place; -> (B, C)
     "causal_conv1d_update": (
         "(Tensor x, Tensor? x_code, Tensor(a!) state, Tensor weight, Tensor? bias, Tensor? code,"
-        " ScalarType dtype) -> Tensor"
+        " ScalarType dtype, Tensor(b!)? mask=None, Tensor(c!)? outliers=None) -> Tensor"
     ),
     # Selective scan (Gu & Dao 2023, Algorithm 2): u, delta, z (B, L, D); A (D, N) fp32, negative;
     # B, C (B, L, N); D, delta_bias (D,) fp32; initial (B, D, N) fp32. delta, B, C, z are all int8 (their
-    # codes: knee, one row) or all floating point; u is either. delta' = softplus(delta + delta_bias).
+    # codes: knee, one row) or all floating point; u is either, with u_mask and u_outliers where its code is a pair.
+    # delta' = softplus(delta + delta_bias).
     # -> y (B, L, D) dtype = (scan + D u) * SiLU(z), last state (B, D, N) fp32
     "selective_scan": (
         "(Tensor u, Tensor? u_code, Tensor delta, Tensor? delta_code, Tensor A, Tensor B, Tensor? B_code,"
         " Tensor C, Tensor? C_code, Tensor? D, Tensor? z, Tensor? z_code, Tensor? delta_bias,"
-        " Tensor? initial, ScalarType dtype) -> (Tensor, Tensor)"
+        " Tensor? initial, ScalarType dtype, Tensor? u_mask=None, Tensor? u_outliers=None) -> (Tensor, Tensor)"
     ),
     # One token of the same: state (B, D, N) fp32 in place; u, delta, z (B, D); B, C (B, N); -> y (B, D)
     "selective_state_update": (
         "(Tensor(a!) state, Tensor u, Tensor? u_code, Tensor delta, Tensor? delta_code, Tensor A, Tensor B,"
         " Tensor? B_code, Tensor C, Tensor? C_code, Tensor? D, Tensor? z, Tensor? z_code,"
-        " Tensor? delta_bias, ScalarType dtype) -> Tensor"
+        " Tensor? delta_bias, ScalarType dtype, Tensor? u_mask=None, Tensor? u_outliers=None) -> Tensor"
     ),
     # State space duality (Dao & Gu 2024, section 6): x (B, L, H*P), delta (B, L, H), A (H,) fp32, negative;
     # B, C (B, L, groups*N), group g serves heads g*H/groups up to (g+1)*H/groups; D, delta_bias (H,) fp32;

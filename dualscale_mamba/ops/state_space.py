@@ -27,12 +27,14 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     initial: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    u_mask: Tensor | None = None,
+    u_outliers: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Selective scan (Mamba-1), decoding its inputs on load.
 
     Args:
         u: (B, L, D) floating point, or int8 with ``u_code``.
-        u_code: fp32 (1 or D, 8 or 512) or None.
+        u_code: fp32 (1 or D, 5, 8 or 512) or None.
         delta: (B, L, D) before softplus. delta, B, C and z are all int8 or all floating point.
         delta_code: fp32 (1, 8) or None; so are the codes of B, C and z.
         A: fp32 (D, N), negative.
@@ -46,6 +48,8 @@ def selective_scan(
         delta_bias: fp32 (D,).
         initial: fp32 (B, D, N), the state before the first token; default zeros.
         dtype: Of the result.
+        u_mask: uint8 (B, L, ceil(D/8)), the selectors of u where its code is a pair.
+        u_outliers: int16 (B, ceil(L/32), ceil(D/64), 1 + entries), its lists, or None.
 
     Returns:
         ``dtype`` (B, L, D) and the last state, fp32 (B, D, N).
@@ -53,9 +57,10 @@ def selective_scan(
     return cast(
         "tuple[Tensor, Tensor]",
         kernel("selective_scan", u)(
-            u, u_code, delta, delta_code, A, B, B_code, C, C_code, D, z, z_code, delta_bias, initial, dtype
+            u, u_code, delta, delta_code, A, B, B_code, C, C_code, D, z, z_code, delta_bias, initial, dtype,
+            u_mask, u_outliers,
         ),
-    )
+    )  # fmt: skip
 
 
 def selective_state_update(
@@ -74,13 +79,15 @@ def selective_state_update(
     z_code: Tensor | None = None,
     delta_bias: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    u_mask: Tensor | None = None,
+    u_outliers: Tensor | None = None,
 ) -> Tensor:
     """One token of :func:`selective_scan`.
 
     Args:
         state: fp32 (B, D, N), updated in place.
         u: (B, D); its code and all further arguments are as in :func:`selective_scan`, without the length.
-        u_code: fp32 (1 or D, 8 or 512) or None.
+        u_code: fp32 (1 or D, 5, 8 or 512) or None.
         delta: (B, D).
         delta_code: fp32 (1, 8) or None.
         A: fp32 (D, N).
@@ -93,6 +100,8 @@ def selective_state_update(
         z_code: fp32 (1, 8) or None.
         delta_bias: fp32 (D,).
         dtype: Of the result.
+        u_mask: uint8 (B, 1, ceil(D/8)), the selectors of u where its code is a pair.
+        u_outliers: int16 (B, 1, ceil(D/64), 1 + entries), its lists, or None.
 
     Returns:
         ``dtype`` (B, D).
@@ -100,9 +109,10 @@ def selective_state_update(
     return cast(
         Tensor,
         kernel("selective_state_update", u)(
-            state, u, u_code, delta, delta_code, A, B, B_code, C, C_code, D, z, z_code, delta_bias, dtype
+            state, u, u_code, delta, delta_code, A, B, B_code, C, C_code, D, z, z_code, delta_bias, dtype,
+            u_mask, u_outliers,
         ),
-    )
+    )  # fmt: skip
 
 
 def ssd_scan(

@@ -5,11 +5,11 @@ Letters as in the modules of the mixers; V are the rows of the embedding. Everyt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from dualscale_mamba.models.config import Mamba2Config, MambaConfig, ModelConfig
 from dualscale_mamba.quantization.weights import Grid
-from dualscale_mamba.sites import EMBEDDING, HEAD, short_name
+from dualscale_mamba.sites import EMBEDDING, HEAD
 
 # fp32: norms, convolution, A, D, the bias of delta, scales of 8-bit weights, sums of codes.
 FLOAT, HALF = 4, 2
@@ -124,15 +124,3 @@ def site_widths(config: ModelConfig) -> dict[str, int]:
         "in_proj_input": D, "z": E, "conv_input": config.conv_channels, "x": E, "B": GN, "C": GN,
         "dt": config.n_heads, "out_proj_input": E,
     }  # fmt: skip
-
-
-def side_bytes(config: ModelConfig, bits: Mapping[str, float], tokens: int) -> float:
-    """Side data of int8 activations: what a value needs beyond its 8 bits, over all sites, in bytes.
-
-    Args:
-        config: Sizes.
-        bits: Stored bits a value, by full site name, e.g. ``layers.3.mixer.ssm_input``.
-        tokens: B L.
-    """
-    widths = site_widths(config)
-    return sum((own - 8.0) / 8.0 * widths[short_name(name)] * tokens for name, own in bits.items())

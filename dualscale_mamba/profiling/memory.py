@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from dualscale_mamba.evaluation.base import Metric
+from dualscale_mamba.formats.base import Code
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.profiling import footprint, workspace
 from dualscale_mamba.profiling.base import Subject
+from dualscale_mamba.sites import short_name
 
 # The first part whose word occurs in a tensor's name owns it; what none claims is "other".
 PARTS = {
-    "codes": (".rows",),
+    "codes": (".rows", ".state_store."),
     "rotation": (".rotation",),
     "embedding": ("embed", "lm_head"),
     "norms": ("norm",),
@@ -29,8 +31,10 @@ class Memory:
     """Weights by part and in all, the states of a batch, side data of its activations, and workspace.
 
     Stored tensors are counted and a forward pass is followed; beside each number stands what the sizes and widths say,
-    as ``memory/computed/...``. Workspace is that of a prefill whose last logits alone are asked for: see
-    :mod:`dualscale_mamba.profiling.workspace`. States do not grow with the length.
+    as ``memory/computed/...``. Side data are those of all layers, of which a forward pass has one at a time: masks, or
+    lists of outliers; ``reserve`` are the masks beside lists, used where one is full. Workspace is that of a prefill
+    whose last logits alone are asked for: see :mod:`dualscale_mamba.profiling.workspace`. States do not grow with the
+    length.
 
     Args:
         batch_sizes: Sequences at once.
@@ -62,11 +66,11 @@ class Memory:
                 yield f"batch_{batch}_length_{length}", batch, length
 
     def _activations(self, model: MambaLM) -> dict[str, float]:
-        sites = model.sites().items()
-        bits = {name: site.code.bits_per_value for name, site in sites if site.code is not None}
         found: dict[str, float] = {}
         for where, batch, length in self._sizes():
-            found[f"side/{where}"] = footprint.side_bytes(model.config, bits, batch * length)
+            side, reserve = side_data(model, batch, length)
+            found[f"side/{where}"] = side
+            found |= {f"reserve/{where}": reserve} if reserve else {}
             if self.measure:
                 found[f"workspace/{where}"] = workspace.measured(model, batch, length)
         return found
@@ -77,6 +81,7 @@ class Memory:
         for batch in self.batch_sizes:
             found[f"state/batch_{batch}"] = computed_state(model, batch)
         for where, batch, length in self._sizes():
+            found[f"side/{where}"] = computed_side_data(model, batch, length)
             found[f"workspace/{where}"] = workspace.computed(shell, batch, length)
         return found
 
@@ -116,6 +121,7 @@ def computed_weights(model: MambaLM) -> dict[str, int]:
     layers = model.weight_layers()
     rotations = [block.mixer.rotation for block in model.blocks()]
     codes = [site.code.rows for site in model.sites().values() if site.code is not None]
+    codes += [code for block in model.blocks() for code in block.mixer.state_store.buffers()]
     parts = footprint.weight_parts(
         model.config,
         lambda name: layers[name].grid,
@@ -136,9 +142,36 @@ def is_tied(model: MambaLM) -> bool:
     return first.weight_codes.is_meta or first.weight_codes.data_ptr() == second.weight_codes.data_ptr()
 
 
+def side_data(model: MambaLM, batch: int, length: int) -> tuple[int, int]:
+    """Bytes of what lies beside the codes of all sites, and of the masks that stand by for lists; made and counted."""
+    side = reserve = 0
+    for channels, code in _coded_widths(model):
+        mask, outliers = code.side_data(batch, length, channels)
+        if mask is not None:
+            side += (mask if outliers is None else outliers).nbytes
+            reserve += 0 if outliers is None else mask.nbytes
+    return side, reserve
+
+
+def computed_side_data(model: MambaLM, batch: int, length: int) -> float:
+    """What all sites take beyond 8 bits a value, in bytes; also where a code is only simulated."""
+    return sum(code.side_bytes(batch, length, channels) for channels, code in _coded_widths(model))
+
+
+def _coded_widths(model: MambaLM) -> Iterator[tuple[int, Code]]:
+    widths = footprint.site_widths(model.config)
+    for name, site in model.sites().items():
+        if site.code is not None:
+            yield widths[short_name(name)], site.code
+
+
 def computed_state(model: MambaLM, batch: int) -> int:
     """Bytes of the states of ``batch`` sequences, from sizes and widths."""
     code = model.blocks()[0].mixer.conv_input.code
     is_int8 = code is not None and code.is_scalar_knee
     conv = 1 if is_int8 else model.dtype.itemsize
-    return footprint.state_bytes(model.config, batch, conv, model.state_dtype.itemsize)
+    coding = model.blocks()[0].mixer.state_store.coding
+    if coding is None:
+        return footprint.state_bytes(model.config, batch, conv, model.state_dtype.itemsize)
+    own = coding.bytes_of(model.config.d_inner, model.config.d_state)
+    return footprint.state_bytes(model.config, batch, conv, 0) + batch * model.config.n_layer * own

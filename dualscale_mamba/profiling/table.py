@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,8 @@ import torch
 from rich.table import Table
 
 from dualscale_mamba.errors import ConfigError
+from dualscale_mamba.formats.dual_sparse import capacity_for
+from dualscale_mamba.formats.pair import TILE_CHANNELS, TILE_TOKENS
 from dualscale_mamba.models.config import Mamba2Config, MambaConfig, ModelConfig
 from dualscale_mamba.profiling import footprint, memory, outliers, workspace
 from dualscale_mamba.quantization.recipe import Recipe
@@ -148,20 +151,22 @@ def side_data(config: ModelConfig, asked: Asked) -> dict[str, float]:
     The names ``measured/...`` are bytes of real tensors for the SSM input of one layer.
     """
     widths = footprint.site_widths(config)
-    values = asked.batch * asked.length * sum(widths[site] for site in SSM_INPUT[config.family])
-    count = round(asked.density * values)
+    shape = (asked.batch, asked.length, sum(widths[site] for site in SSM_INPUT[config.family]))
+    values = math.prod(shape)
     found: dict[str, float] = {
         "ssm_input/layer": values,
         "ssm_input": config.n_layer * values,
-        "map": config.n_layer * outliers.map_bytes(values),
-        "list": config.n_layer * outliers.list_bytes(values, count),
-        "saved_share": outliers.saved(values, count),
+        "map": config.n_layer * outliers.map_bytes(shape),
+        "list": config.n_layer * outliers.lists_bytes(shape, asked.density),
+        "entries": config.n_layer * outliers.entries_bytes(shape, asked.density),
+        "saved_share": outliers.saved(shape, asked.density),
         "dual": 0,
     }
     if asked.measure:
-        made = outliers.synthesize(values, asked.density)
-        found |= {"measured/map": made.packed.nbytes, "measured/list": made.entries.nbytes}
-        found["measured/saved_share"] = 1 - made.entries.nbytes / made.packed.nbytes
+        made = outliers.write(shape, asked.density)
+        found |= {"measured/map": made.mask.nbytes, "measured/list": made.outliers.nbytes}
+        found["measured/saved_share"] = 1 - made.used_bytes / made.mask.nbytes
+        found["measured/full_share"] = made.full_share
     return found
 
 
@@ -179,17 +184,19 @@ def tables(found: dict[str, dict[str, float]], asked: Asked) -> Lines:
         ["model", "precision", "weights", "states", "workspace of a prefill", "weights / fp16"],
         weights,
     )
-    heads = ["model", "layers", "SSM input in 8 bits", "dense map, 1 bit", "map / input", "sparse list",
-             "list / map", "saved", "dual"]  # fmt: skip
+    heads = ["model", "layers", "SSM input in 8 bits", "dense map, 1 bit", "map / input", "entries alone", "saved",
+             "lists with room", "saved", "dual"]  # fmt: skip
     rows = [
         [name, str(round(of["ssm_input"] / of["ssm_input/layer"])), _mb(of["ssm_input"]), _mb(of["map"]),
-         f"{of['map'] / of['ssm_input']:.1%}", _mb(of["list"]), f"{of['list'] / of['map']:.2%}",
-         f"{of['saved_share']:.2%}", "0"]
+         f"{of['map'] / of['ssm_input']:.1%}", _mb(of["entries"]), f"{1 - of['entries'] / of['map']:.2%}",
+         _mb(of["list"]), f"{of['saved_share']:.2%}", "0"]
         for name, of in found.items()
     ]  # fmt: skip
+    room = capacity_for(asked.density)
     second = (
-        f"The SSM input of all layers and a second scale, {place}, {asked.density:.2%} outliers (MB; an outlier of the"
-        " list is a 16-bit offset and an 8-bit code, a tile of 65,536 values adds 32 bits)"
+        f"The SSM input of all layers and a second scale, {place}, {asked.density:.2%} outliers (MB; the list of a"
+        f" tile of {TILE_TOKENS} tokens and {TILE_CHANNELS} channels is its length and room for {room}"
+        " places, 16 bits each; a full one takes its part of a map that stands by for a layer at a time)"
     )
     return [first, (second, heads, rows), *_measured(found, asked)]
 
@@ -197,7 +204,16 @@ def tables(found: dict[str, dict[str, float]], asked: Asked) -> Lines:
 def _measured(found: dict[str, dict[str, float]], asked: Asked) -> Lines:
     if not asked.measure:
         return []
-    heads = ["model", "values", "computed map", "measured map", "computed list", "measured list", "saved"]
+    heads = [
+        "model",
+        "values",
+        "computed map",
+        "measured map",
+        "computed list",
+        "measured list",
+        "full lists",
+        "saved with their part of the map",
+    ]
     rows = []
     for name, of in found.items():
         layers = of["ssm_input"] / of["ssm_input/layer"]
@@ -207,6 +223,7 @@ def _measured(found: dict[str, dict[str, float]], asked: Asked) -> Lines:
                 name,
                 f"{of['ssm_input/layer']:,.0f}",
                 *(f"{size:,.0f}" for size in sizes),
+                f"{of['measured/full_share']:.2%}",
                 f"{of['measured/saved_share']:.2%}",
             ]
         )

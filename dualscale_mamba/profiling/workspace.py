@@ -90,7 +90,7 @@ def measured(model: MambaLM, batch: int, length: int) -> int:
     for block in model.blocks():
         block.mixer.decay()  # made once and kept: it belongs to the weights
     if model.device.type != "cuda":
-        states = [tensor for layer in cache.layers for tensor in (layer.conv, layer.ssm)]
+        states = [tensor for layer in cache.layers for tensor in layer.tensors().values()]
         return _counted(work, [*model.parameters(), *model.buffers(), *states, ids])
     work()  # libraries take what they keep
     torch.cuda.synchronize(model.device)
@@ -124,6 +124,7 @@ def shell_of(model: MambaLM) -> MambaLM:
     for block, other in zip(shell.blocks(), model.blocks(), strict=True):
         base = other.mixer.rotation
         block.mixer.rotation = None if base is None else base.to("meta")
+        block.mixer.state_store.follow(other.mixer.state_store)
         if isinstance(block.mixer, MambaMixer) and isinstance(other.mixer, MambaMixer):
             block.mixer.x_proj_reads = other.mixer.x_proj_reads
     return shell

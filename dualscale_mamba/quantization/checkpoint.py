@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dualscale_mamba.errors import CheckpointError, ConfigError
-from dualscale_mamba.formats.base import Code, FormatError
-from dualscale_mamba.formats.simulated import SimulatedCode
+from dualscale_mamba.formats.base import FormatError
+from dualscale_mamba.formats.stored import stored_code
 from dualscale_mamba.models.config import DTYPES, ModelConfig, name_of_dtype
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.linear import Linear
@@ -76,7 +76,7 @@ def description(
     Raises:
         ConfigError: A site's code is only simulated.
     """
-    if any(isinstance(site.code, SimulatedCode) for site in model.sites().values()):
+    if any(site.code is not None and not site.code.is_stored for site in model.sites().values()):
         raise ConfigError("scale_mode", "a simulated code", "an eight-bit format where save is set")
     facts = {str(row["name"]): {k: v for k, v in row.items() if k != "name"} for row in rows}
     mixers = [block.mixer for block in model.blocks()]
@@ -89,11 +89,11 @@ def description(
         "tied": is_tied(model),
         "rotations": {"out_proj_input": mixers[0].rotation is not None, "residual": rotates_residual},
         "x_proj_reads": next(iter(readers), ""),
+        "states": [mixer.state_store.facts() for mixer in mixers if mixer.state_store.is_on],
         "layers": {name: _layer(layer, widths[name]) for name, layer in model.weight_layers().items()},
         "sites": {
             name: {
-                "has_knee": site.code.has_knee,
-                "bits_per_value": site.code.bits_per_value,
+                **site.code.facts(),
                 "per_token": site.per_token,
                 **facts.get(name, {}),
             }
@@ -115,7 +115,7 @@ def _layer(layer: Any, width: str) -> dict[str, Any]:
 
 def report_rows(manifest: Manifest) -> list[dict[str, Any]]:
     """What was chosen at each site, as the report of the run that quantized the model had it."""
-    hidden = ("has_knee", "per_token")
+    hidden = ("has_knee", "per_token", "capacity")
     return [
         {"name": name, **{key: value for key, value in facts.items() if key not in hidden}}
         for name, facts in manifest["sites"].items()
@@ -166,7 +166,9 @@ def _empty(manifest: Manifest, config: ModelConfig) -> MambaLM:
         if manifest["rotations"]["out_proj_input"]:
             for block in model.blocks():
                 block.mixer.rotation = base_for(block.mixer.out_proj.in_features).to("meta")
-    except (KeyError, ConfigError) as error:
+        for index, facts in enumerate(manifest.states):
+            model.blocks()[index].mixer.state_store.reserve(facts, index)
+    except (KeyError, IndexError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{manifest.folder / CONFIG} describes no model: {error}") from error
     for block in model.blocks():
         if isinstance(block.mixer, MambaMixer):
@@ -237,7 +239,7 @@ def _set_sites(model: MambaLM, manifest: Manifest, tensors: Mapping[str, Tensor]
     for name, facts in manifest["sites"].items():
         rows = tensors[f"{BACKBONE}{name}.rows"]
         try:
-            code = Code(rows, float(facts["bits_per_value"]), bool(facts["has_knee"]))
+            code = stored_code(rows, facts)
             channels = channels_of(model, short_name(name))
             if code.groups != 1 and (
                 short_name(name) not in GROUPED[model.config.family] or code.groups != channels

@@ -23,7 +23,6 @@ from dualscale_mamba.observers.percentile import Percentile
 from dualscale_mamba.progress import bar
 from dualscale_mamba.quantization.sensitivity import Bench, restored
 from dualscale_mamba.quantization.site import Site
-from dualscale_mamba.sites import short_name
 
 OBJECTIVES = ("mse", "output", "kl")
 
@@ -40,7 +39,7 @@ class Line:
         sqnr_db: Signal to quantization noise.
         below_bound_db: How much less that is than with Lloyd's levels in the same granularity.
         squared_error: Mean, over all values.
-        codes_used: Of 256, mean over groups.
+        codes_used: Different levels that the values reach, mean over groups.
         clipped_share: Of the values, beyond the first or last level.
         bits_per_value: Side data included.
     """
@@ -66,7 +65,8 @@ def compare(
     modes: Mapping[str, ScaleMode],
     percentiles: Sequence[float],
 ) -> Iterator[Line]:
-    """Every format at every percentile, site by site; a format that needs a floor is left out where there is none.
+    """Every format at every percentile, site by site; a format that needs a floor is left out where there is none,
+    one that chooses a scale for each channel where all have one.
 
     Args:
         granularity: By name, for the lines.
@@ -80,6 +80,8 @@ def compare(
         inside = 4 if histogram.groups <= FEW_GROUPS else 2
         for name, mode in modes.items():
             if mode.needs_floor and floor is None:
+                continue
+            if getattr(mode, "needs_channels", False) and histogram.groups == 1:
                 continue
             for percent in percentiles:
                 code = Percentile(percent).fit(histogram, floor, mode).code
@@ -150,13 +152,12 @@ def propose(
         most: Candidates of a site, by squared error, that are measured by an objective that runs the model.
         percentile: What the configuration has; it is always measured.
     """
-    sites = {
-        name: site for name, site in bench.model.sites().items() if short_name(name) in bench.recipe.carriers
-    }
+    sites = {name: site for name, site in bench.model.sites().items() if bench.recipe.carries(name)}
     found = []
     with restored(bench.model), torch.no_grad():
         for name, site in bar(list(sites.items()), f"proposals by {objective}", "site"):
-            histogram, mode = bench.calibration.histograms[name], bench.recipe.mode_of(short_name(name))
+            histogram, mode = bench.calibration.histograms[name], bench.recipe.mode_of(name)
+            assert mode is not None, "a study of formats has one to propose settings of"
             best = candidates(histogram, site.floor, mode, percentiles, most)
             trials = [Chosen(percentile), *best]
             errors = [

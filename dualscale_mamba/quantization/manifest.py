@@ -29,7 +29,16 @@ CONFIG, WEIGHTS, TOKENIZER, CARD, RESULT = (
 )
 FILES = (CONFIG, WEIGHTS, TOKENIZER, CARD, RESULT)
 # Parts of a run's configuration that decided the content: a run on the checkpoint has them from here.
-SETTINGS = ("precision", "scale_mode", "observer", "granularity", "rounding", "quantize", "calibration")
+SETTINGS = (
+    "precision",
+    "scale_mode",
+    "observer",
+    "granularity",
+    "rounding",
+    "quantize",
+    "calibration",
+    "state",
+)
 # Field of quantization_config and its type.
 FIELDS: dict[str, type] = {
     "package_version": str, "family": str, "dtype": str, "residual_dtype": str, "state_dtype": str, "tied": bool,
@@ -58,6 +67,11 @@ class Manifest:
     def sizes(self) -> dict[str, Any]:
         """``config.json`` as it was before the model was quantized."""
         return {name: value for name, value in self.config.items() if name != KEY}
+
+    @property
+    def states(self) -> list[dict[str, Any]]:
+        """How the state of each layer is coded between steps; empty where it is not."""
+        return list(self.config[KEY].get("states") or ())
 
     @property
     def identity(self) -> str:

@@ -164,9 +164,12 @@ def _set_code(
     if recipe.is_per_token(short):
         site.set_code(_unit_code(device), per_token=True)
         return {"name": name, "format": "single", "observer": "per_token", "bits_per_value": 8.0}
-    histogram = calibration.histograms[name]
+    histogram, mode = calibration.histograms[name], recipe.mode_of(name)
+    assert mode is not None
+    if histogram.groups > 1 and not recipe.carries(name):  # counted for a layer that has a code a channel
+        histogram = histogram.merged()
     observer = recipe.observer_of(name)
-    fitted = observer.fit(histogram, site.floor, recipe.mode_of(short))
+    fitted = observer.fit(histogram, site.floor, mode)
     site.set_code(fitted.code.expanded(histogram.assignment).to(device))
     return describe(name, histogram, fitted, observer, site.floor)
 
@@ -192,8 +195,8 @@ def describe(
     Returns:
         ``inner_scale`` and ``outer_scale`` (steps next to zero and at the top), ``threshold`` (the value where the
         coarse part begins), ``knee`` (its code) and ``ratio`` (knee codes only), ``outlier_share`` of the counted
-        values above the threshold, ``codes_used`` of 256, ``range_max`` seen, ``sqnr_db``, ``percentile``, and
-        ``sqnr_single_db``, what `single` would give with the same observer.
+        values above the threshold, ``codes_used`` (levels that occur), ``range_max`` seen, ``sqnr_db``, ``percentile``,
+        and ``sqnr_single_db``, what `single` would give with the same observer.
     """
     levels = fitted.code.levels().cpu().double()
     sqnr, codes_used = histogram.quality(fitted.code)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.ops.reference import round_half_away, unpack_int4
+from dualscale_mamba.ops.reference import unpack_int4
+from dualscale_mamba.ops.rounding import round_half_away
 
 LEVELS = {8: (-127, 127), 4: (-8, 7)}
 GROUP_SIZES = (32, 64, 128, 256, 512, 1024)

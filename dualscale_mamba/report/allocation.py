@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from dualscale_mamba.report.picture import FIGURE, _clean, _figure, _save
+from dualscale_mamba.report.drawing import FIGURE, clean, new_figure, save_figure
 from dualscale_mamba.report.tables import console, near, number
 from dualscale_mamba.sites import EMBEDDING, HEAD
 
@@ -132,7 +132,7 @@ def write_allocation_figure(folder: Path, result: Mapping[str, Any]) -> Path:
     panels = [units for units in panels if units]
     heights = [max(len(found[unit]) for unit in units) + 0.9 for units in panels]
     blocks = max(len(units) for units in panels)
-    figure = _figure(
+    figure = new_figure(
         min(max(0.42 * blocks + 3.5, 8.0), 22.0), 0.38 * sum(heights) + 1.2,
         f"{result['name']}: divergence of each layer alone\nframed: chosen, {allocation['bits']:.2f} bits a weight",
     )  # fmt: skip
@@ -142,7 +142,7 @@ def write_allocation_figure(folder: Path, result: Mapping[str, Any]) -> Path:
     bar = figure.colorbar(ScalarMappable(norm, "viridis"), ax=list(axes), pad=0.01, fraction=0.04)
     bar.set_label("KL, nats/token", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    _save(figure, folder / FIGURE)
+    save_figure(figure, folder / FIGURE)
     return folder / FIGURE
 
 
@@ -169,7 +169,7 @@ def _draw(
     axes.set_xticks([column + 0.5 for column in range(len(units))], labels)
     axes.tick_params(length=0)
     kind = place_of(units[0])[0]
-    _clean(axes, "embedding and head" if outside else "blocks" if kind == BLOCK else f"{kind} of each block")
+    clean(axes, "embedding and head" if outside else "blocks" if kind == BLOCK else f"{kind} of each block")
     axes.spines[["left", "bottom"]].set_visible(False)
 
 

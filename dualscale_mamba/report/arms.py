@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.report.collect import Job, called, counts, differing_keys, shown, words
 
-UNQUANTIZED = "fp16"  # what everything is measured against, not an arm of its own
 BASELINE, SINGLE = "baseline", "single"
 LEAST_ID = 4  # characters of a job's id that may name it
 # Runs that differ in nothing else are repetitions.
 SEED_KEYS = ("seed", "calibration.seed")
 # Settings that make an arm; whatever else differs makes a setting in which arms are compared.
-OF_AN_ARM = ("scale_mode", "observer", "arm", "name", "tags", "group", "paths.", "experiment", "sweeps")
+OF_AN_ARM = (
+    *("scale_mode", "observer", "state"),
+    *("arm", "name", "tags", "group", "paths.", "experiment", "sweeps"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ def settings(jobs: Sequence[Job], reference: str | None = None) -> list[Setting]
         ConfigError: No finished run is what ``reference`` names.
     """
     done = [job for job in jobs if job.is_done]
-    keys = [key for key in differing_keys(done) if key not in SEED_KEYS]
-    of_an_arm = [key for key in keys if key.startswith(OF_AN_ARM)]
-    groups = _grouped(done, [key for key in keys if key not in of_an_arm])
+    of_an_arm, of_a_setting = told_apart(done)
+    keys = [*of_an_arm, *of_a_setting]
+    groups = _grouped(done, of_a_setting)
     named = [job for job in done if reference is not None and _is_named(job, reference)]
     if reference is not None and not named:
         allowed = "a label, an arm, a scale mode or an id: " + ", ".join(job.label for job in done)
@@ -76,6 +78,13 @@ def settings(jobs: Sequence[Job], reference: str | None = None) -> list[Setting]
     if not found and named:  # what is named has no rival in its own setting: compare it with all others
         found = [_setting("", done, named, keys)]
     return [one for one in found if one.candidates]
+
+
+def told_apart(jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
+    """Keys in which jobs differ but for seeds: those that make an arm, and those that make a setting."""
+    keys = [key for key in differing_keys(jobs) if key not in SEED_KEYS]
+    of_an_arm = [key for key in keys if key.startswith(OF_AN_ARM)]
+    return of_an_arm, [key for key in keys if key not in of_an_arm]
 
 
 def _grouped(jobs: Sequence[Job], keys: Sequence[str]) -> list[tuple[str, list[Job]]]:
@@ -89,13 +98,13 @@ def _grouped(jobs: Sequence[Job], keys: Sequence[str]) -> list[tuple[str, list[J
 
 def _is_named(job: Job, reference: str) -> bool:
     by_id = len(reference) >= LEAST_ID and job.id.startswith(reference)
-    return by_id or reference in (job.label, job.arm, job.scale_mode)
+    return by_id or reference in (job.label, job.arm, job.scale_mode, job.state_format)
 
 
 def _references(group: Sequence[Job], named: Sequence[Job], reference: str | None) -> list[Job]:
     if reference is not None:
         return [job for job in group if any(job is other for other in named)]
-    coded = [job for job in group if job.scale_mode != UNQUANTIZED]
+    coded = [job for job in group if not job.is_unquantized]
     baseline = [job for job in coded if job.arm == BASELINE]
     single = [job for job in coded if job.scale_mode == SINGLE]
     return baseline or single or [job for job in coded if _arm(job) == _arm(coded[0])]
@@ -104,20 +113,20 @@ def _references(group: Sequence[Job], named: Sequence[Job], reference: str | Non
 def _setting(name: str, group: Sequence[Job], reference: Sequence[Job], keys: Sequence[str]) -> Setting:
     chosen = {id(job) for job in reference}
     others = [job for job in group if id(job) not in chosen]
-    arms: dict[tuple[str, str], list[Job]] = {}
+    arms: dict[tuple[str, str, str], list[Job]] = {}
     for job in others:
-        if job.scale_mode != UNQUANTIZED:
+        if not job.is_unquantized:
             arms.setdefault(_arm(job), []).append(job)
     return Setting(
         name=name,
         reference=_variants(reference, keys),
         candidates=[_variants(arm, keys) for arm in arms.values()],
-        unquantized=_variants([job for job in others if job.scale_mode == UNQUANTIZED], keys),
+        unquantized=_variants([job for job in others if job.is_unquantized], keys),
     )
 
 
-def _arm(job: Job) -> tuple[str, str]:
-    return job.arm, job.scale_mode
+def _arm(job: Job) -> tuple[str, str, str]:
+    return job.arm, job.scale_mode, job.state_format
 
 
 def _variants(jobs: Sequence[Job], keys: Sequence[str]) -> list[Variant]:

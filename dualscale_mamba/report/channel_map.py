@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dualscale_mamba.report.picture import _clean, _figure, _save
+from dualscale_mamba.report.drawing import clean, new_figure, save_figure
 from dualscale_mamba.sites import short_name
 from dualscale_mamba.study.files import write_text
 
@@ -53,7 +53,7 @@ def _draw(
         panels.setdefault(short_name(site), []).append((layer[0] if layer else site, shares))
     norm = LogNorm(SMALLEST, 1.0)
     heights = [0.24 * len(rows) + 0.9 for rows in panels.values()]
-    figure = _figure(11, sum(heights) + 1.2, title)
+    figure = new_figure(11, sum(heights) + 1.2, title)
     every = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, (site, rows) in zip(every, panels.items(), strict=True):
         axes.imshow(
@@ -62,9 +62,7 @@ def _draw(
         axes.set_yticks(range(len(rows)), [label for label, _ in rows])
         axes.set_ylabel("layer", fontsize=9)
         axes.set_xlabel("channel, in the order of its outliers", fontsize=9)
-        _clean(
-            axes, f"{site}: share of a channel's values beyond the {percentile:g} % threshold of its layer"
-        )
+        clean(axes, f"{site}: share of a channel's values beyond the {percentile:g} % threshold of its layer")
     bar = figure.colorbar(ScalarMappable(norm, "magma"), ax=list(every), pad=0.01, fraction=0.03)
     bar.ax.tick_params(labelsize=8)
-    _save(figure, path)
+    save_figure(figure, path)

@@ -20,6 +20,7 @@ LABEL_KEYS = (
     "precision",
     "scale_mode",
     "granularity",
+    "state",
     "quantize.sites",
     "observer",
     "precision.x_proj_reads",
@@ -39,7 +40,10 @@ UNTOLD = ("arm", "name", "group", "tags", "experiment", "sweeps", "debug")
 # Last parts of a key that say too little alone.
 VAGUE = ("bits",)
 # Parts of a label that say enough without their key.
-SPEAKING = ("model", "precision", "scale_mode", "granularity", "observer", "calibration")
+SPEAKING = ("model", "precision", "scale_mode", "granularity", "state", "observer", "calibration")
+
+# Choices of scale_mode and state that leave values as they are.
+UNQUANTIZED, VALUES = "fp16", "unquantized"
 
 # What to say of a job that left no error.
 REASONS = {
@@ -91,6 +95,17 @@ class Job:
     def scale_mode(self) -> str:
         """The chosen file of the group ``scale_mode``."""
         return str(self.status.get("choices", {}).get("scale_mode", ""))
+
+    @property
+    def state_format(self) -> str:
+        """The chosen file of the group ``state``; empty where the state between steps keeps its values."""
+        chosen = str(self.status.get("choices", {}).get("state", ""))
+        return "" if chosen == VALUES else chosen
+
+    @property
+    def is_unquantized(self) -> bool:
+        """Whether neither the SSM input nor the state has codes: what everything is measured against."""
+        return self.scale_mode == UNQUANTIZED and not self.state_format
 
     @property
     def is_done(self) -> bool:
@@ -258,6 +273,8 @@ def words(settings: Mapping[str, Any], keys: Sequence[str]) -> Iterator[str]:
     for key in keys:
         value = settings.get(key)
         if not counts(settings, key) or (key.startswith("observer") and settings.get("scale_mode") == "fp16"):
+            continue
+        if key == "scale_mode" and value == UNQUANTIZED and settings.get("state", VALUES) != VALUES:
             continue
         if key == "observer.percentile":
             yield f"{value:g} %" if isinstance(value, (int, float)) else str(value)

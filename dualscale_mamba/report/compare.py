@@ -17,8 +17,9 @@ from dualscale_mamba.report.fairness import BY_DESIGN, DIFFERENT, EQUAL, UNKNOWN
 from dualscale_mamba.report.grid import Grid
 from dualscale_mamba.report.latex import latex
 from dualscale_mamba.report.markdown import commands, markdown
-from dualscale_mamba.report.picture import write_study_figure
 from dualscale_mamba.report.spreadsheet import spreadsheet
+from dualscale_mamba.report.state_curves import write_study_curves
+from dualscale_mamba.report.study_picture import write_study_figure
 from dualscale_mamba.report.verdicts import Verdict, verdicts, warnings
 from dualscale_mamba.study.files import write_text
 from dualscale_mamba.study.folder import Line
@@ -100,6 +101,10 @@ def _pictures(
             yield PICTURE
         except Exception:
             logger.exception("%s could not be drawn", folder / PICTURE)
+        try:
+            yield from write_study_curves(folder, jobs, title)
+        except Exception:
+            logger.exception("the drift over the position could not be drawn in %s", folder)
     try:
         importlib.import_module(PAGE_MODULE).write_page(folder / PAGE, jobs, title, line, reference)
         yield PAGE

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dualscale_mamba.report.arms import SEED_KEYS, UNQUANTIZED
-from dualscale_mamba.report.collect import Job, flattened
+from dualscale_mamba.report.arms import SEED_KEYS
+from dualscale_mamba.report.collect import UNQUANTIZED, Job, flattened
 
 EQUAL, BY_DESIGN, DIFFERENT, UNKNOWN = "equal", "by design", "different", "unknown"
 BITS, SEED, CALIBRATION = "bits", "seed", "calibration data"

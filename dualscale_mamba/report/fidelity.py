@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from dualscale_mamba.report.picture import FIGURE, MARKERS, _clean, _figure, _save, colour_of
+from dualscale_mamba.report.drawing import (
+    FIGURE,
+    MARKERS,
+    clean,
+    colour_of,
+    new_figure,
+    percentile_axis,
+    percentile_place,
+    save_figure,
+)
 from dualscale_mamba.report.tables import console, near, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# A percentile is drawn by how far it is from 100; 100 itself has its place beyond the last one.
-NEAREST_TO_ALL = 0.002
 
 
 def show_fidelity(result: Mapping[str, Any], folder: Path) -> None:
@@ -46,9 +52,8 @@ def show_fidelity(result: Mapping[str, Any], folder: Path) -> None:
             soft_wrap=True,
             markup=False,
         )
-    made = [
-        name for name in ("fidelity.csv", "channels.csv", "channels.png", FIGURE) if (folder / name).is_file()
-    ]
+    names = ("fidelity.csv", FIGURE, "levels.png", "channels.csv", "channels.png", "drift.csv", "drift.png")
+    made = [name for name in names if (folder / name).is_file()]
     out.print(f"{where}/{', '.join(made)}", style="dim", soft_wrap=True)
 
 
@@ -108,7 +113,7 @@ def write_fidelity_figure(folder: Path, result: Mapping[str, Any]) -> Path:
     panels, proposals = _panels(fidelity["means"]), fidelity.get("proposals", [])
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
-    figure = _figure(6.5 * columns + 1.5, 4.2 * rows + (2.8 if proposals else 0), str(result["name"]))
+    figure = new_figure(6.5 * columns + 1.5, 4.2 * rows + (2.8 if proposals else 0), str(result["name"]))
     grid = figure.add_gridspec(
         rows + bool(proposals), columns, height_ratios=[4.2] * rows + [2.4] * bool(proposals)
     )
@@ -119,7 +124,7 @@ def write_fidelity_figure(folder: Path, result: Mapping[str, Any]) -> Path:
             axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     if proposals:
         _draw_proposals(figure.add_subplot(grid[rows, :]), proposals, fidelity["percentile"])
-    _save(figure, folder / FIGURE)
+    save_figure(figure, folder / FIGURE)
     return folder / FIGURE
 
 
@@ -128,30 +133,15 @@ def _draw_curves(axes: Axes, formats: Mapping[str, Sequence[Mapping[str, Any]]],
     for index, (name, entries) in enumerate(formats.items()):
         ordered = sorted(entries, key=lambda one: one["percentile"])
         axes.plot(
-            [_place(one["percentile"]) for one in ordered], [one["below_bound_db"] for one in ordered],
+            [percentile_place(one["percentile"]) for one in ordered], [one["below_bound_db"] for one in ordered],
             color=colour_of(name), marker=MARKERS[index % len(MARKERS)], markersize=4, label=name,
             linewidth=2.4 if name == "dual" else 1.2,
         )  # fmt: skip
-    _percentile_axis(axes, [one["percentile"] for entries in formats.values() for one in entries])
+    percentile_axis(axes, [one["percentile"] for entries in formats.values() for one in entries])
     axes.invert_yaxis()
     axes.set_ylabel("dB below the bound of 256 levels", fontsize=9)
     axes.grid(alpha=0.25)
-    _clean(axes, title)
-
-
-def _place(percentile: float) -> float:
-    return max(100.0 - percentile, NEAREST_TO_ALL)
-
-
-def _percentile_axis(axes: Axes, percentiles: Sequence[float]) -> None:
-    axes.set_xscale("log")
-    shown = [
-        p for p in sorted(set(percentiles)) if re.fullmatch(r"9+0?(\.0|\.9+)?|100\.0|95\.0", str(float(p)))
-    ]
-    axes.set_xticks([_place(p) for p in shown], [f"{p:g}" for p in shown])
-    axes.set_xticks([], minor=True)
-    axes.invert_xaxis()
-    axes.set_xlabel("percentile of the threshold", fontsize=9)
+    clean(axes, title)
 
 
 def _draw_proposals(axes: Axes, proposals: Sequence[Mapping[str, Any]], configured: float) -> None:
@@ -163,16 +153,24 @@ def _draw_proposals(axes: Axes, proposals: Sequence[Mapping[str, Any]], configur
         layers.setdefault(short, []).append((int(layer[0]) if layer else 0, one["settings"]["percentile"]))
     for index, (site, points) in enumerate(layers.items()):
         axes.plot(
-            [x for x, _ in points], [_place(y) for _, y in points], "-", marker=MARKERS[index], label=site
+            [x for x, _ in points],
+            [percentile_place(y) for _, y in points],
+            "-",
+            marker=MARKERS[index],
+            label=site,
         )
     axes.axhline(
-        _place(configured), color="#888888", linewidth=1, linestyle="--", label=f"configured, {configured:g}"
+        percentile_place(configured),
+        color="#888888",
+        linewidth=1,
+        linestyle="--",
+        label=f"configured, {configured:g}",
     )
     axes.set_yscale("log")
     every = sorted({one["settings"]["percentile"] for one in proposals} | {configured})
-    axes.set_yticks([_place(p) for p in every], [f"{p:g}" for p in every])
+    axes.set_yticks([percentile_place(p) for p in every], [f"{p:g}" for p in every])
     axes.set_yticks([], minor=True)
     axes.invert_yaxis()
     axes.set_xlabel("layer", fontsize=9)
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _clean(axes, "Proposed percentile")
+    clean(axes, "Proposed percentile")

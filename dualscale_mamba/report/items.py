@@ -139,7 +139,7 @@ def _of_windows(rows: Sequence[Mapping[str, Any]], source: _Source) -> dict[str,
     kind = "divergence" if "kl" in rows[0] else "perplexity"
     numbers = {
         key: np.asarray([float(row[key]) for row in rows])
-        for key in ("kl", "top1_agreement", "nll", "reference_nll")
+        for key in ("kl", "kl_last", "state_error_last", "top1_agreement", "nll", "reference_nll")
         if key in rows[0]
     }
     found = {

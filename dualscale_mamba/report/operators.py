@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from dualscale_mamba.report.picture import FIGURE, _clean, _figure, _save
+from dualscale_mamba.report.drawing import FIGURE, clean, new_figure, save_figure
 from dualscale_mamba.report.tables import console, key_metrics, near, number
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def write_operator_figure(folder: Path, result: Mapping[str, Any]) -> Path:
     phases = result["operators"]["phases"]
     names = list(dict.fromkeys(one["name"] for phase in phases for one in _split(phases, phase)[0]))
     colours = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(names)}
-    figure = _figure(13, 6.2 + 0.42 * len(phases), str(result["name"]))
+    figure = new_figure(13, 6.2 + 0.42 * len(phases), str(result["name"]))
     upper, lower = figure.subplots(2, 1, height_ratios=[1.2 + 0.42 * len(phases), 4.6])
     _draw_time(upper, phases, colours)
     _draw_roofline(lower, phases, colours, result["operators"]["ceilings"])
@@ -134,7 +134,7 @@ def write_operator_figure(folder: Path, result: Mapping[str, Any]) -> Path:
     _legend(
         lower, [_dot(index, title_of(phase)) for index, phase in enumerate(phases)], "area: share of the time"
     )
-    _save(figure, folder / FIGURE)
+    save_figure(figure, folder / FIGURE)
     return folder / FIGURE
 
 
@@ -172,7 +172,7 @@ def _draw_time(axes: Axes, phases: Sequence[Mapping[str, Any]], colours: Mapping
     axes.set_yticks(range(len(phases)), [title_of(phase) for phase in reversed(phases)], fontsize=9)
     axes.set_xlim(0, 112)
     axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
-    _clean(axes, "Where the time goes")
+    clean(axes, "Where the time goes")
 
 
 def _draw_roofline(
@@ -204,4 +204,4 @@ def _draw_roofline(
     axes.grid(alpha=0.25)
     axes.set_xlabel("operations a byte", fontsize=9)
     axes.set_ylabel("G operations a second", fontsize=9)
-    _clean(axes, "Roofline of this device, and the operators on it")
+    clean(axes, "Roofline of this device, and the operators on it")

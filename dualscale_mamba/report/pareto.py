@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dualscale_mamba.report.collect import Job, labels
-from dualscale_mamba.report.picture import MARKERS, _clean, _figure, _save, colour_of
+from dualscale_mamba.report.drawing import MARKERS, clean, colour_of, new_figure, save_figure
 from dualscale_mamba.report.tables import console, key_metrics, number
 from dualscale_mamba.study.search import front
 
@@ -122,11 +122,11 @@ def write_front(path: Path, found: Found, title: str) -> None:
         title: Of the picture.
     """
     others = found.objectives[1:]
-    figure = _figure(11.0, 5.5 * max(len(others), 1), title)
+    figure = new_figure(11.0, 5.5 * max(len(others), 1), title)
     rows = figure.subplots(max(len(others), 1), 1, squeeze=False)
     for row, other in zip(rows, others or (None,), strict=True):
         _draw(row[0], found, other)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw(axes: Axes, found: Found, other: Objective | None) -> None:
@@ -152,7 +152,7 @@ def _draw(axes: Axes, found: Found, other: Objective | None) -> None:
     axes.set_ylabel(first.title, fontsize=9)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, title="scale mode", title_fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _clean(axes, f"Beaten by none: {len(found.best)} of {len(found.jobs)} settings (large, with an edge)")
+    clean(axes, f"Beaten by none: {len(found.best)} of {len(found.jobs)} settings (large, with an edge)")
 
 
 def _scale(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dualscale_mamba.report.arms import UNQUANTIZED, Setting, Variant, settings
-from dualscale_mamba.report.collect import Job
+from dualscale_mamba.report.arms import Setting, Variant, settings
+from dualscale_mamba.report.collect import UNQUANTIZED, Job
 from dualscale_mamba.report.costs import costs
 from dualscale_mamba.report.effects import OVER_WINDOWS, Effect, effects
 from dualscale_mamba.report.fairness import Light, lights
@@ -156,7 +156,7 @@ def stands_out(jobs: Sequence[Job], metric: str) -> Job | None:
     """
     values = {index: value_of(job, metric) for index, job in enumerate(jobs) if job.is_done}
     known = {index: value for index, value in values.items() if value is not None and math.isfinite(value)}
-    coded = [index for index in known if jobs[index].scale_mode != UNQUANTIZED] or list(known)
+    coded = [index for index in known if not jobs[index].is_unquantized] or list(known)
     better = {_direction(jobs[index], metric) for index in coded}
     if len(coded) < 2 or better not in ({"lower"}, {"higher"}):
         return None

@@ -9,6 +9,7 @@ from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dualscale_mamba import environment
@@ -25,13 +26,17 @@ from dualscale_mamba.observers.percentile import Percentile
 from dualscale_mamba.quantization.calibration import Calibration, calibration_key
 from dualscale_mamba.quantization.fidelity import COLUMNS, Line, Proposal, compare, propose
 from dualscale_mamba.quantization.pipeline import prepare_and_calibrate, turn_on
+from dualscale_mamba.quantization.positions import along, count_positions
 from dualscale_mamba.quantization.sensitivity import Bench, restored
 from dualscale_mamba.report.channel_map import write_channels
 from dualscale_mamba.report.fidelity import show_fidelity, write_fidelity_figure
+from dualscale_mamba.report.levels import write_levels
+from dualscale_mamba.report.positions import write_drift
 from dualscale_mamba.report.tables import near
 from dualscale_mamba.sites import short_name
 from dualscale_mamba.study.files import write_text
 from dualscale_mamba.tasks.bench import make_bench
+from dualscale_mamba.tasks.distribution import rebinned
 from dualscale_mamba.tasks.record import RunFolder
 from dualscale_mamba.tasks.session import Session, open_session
 
@@ -70,6 +75,7 @@ def run(config: DictConfig) -> None:
                     _write_channels(session, folder, counted)
         _write_table(folder.path / TABLE, lines)
         content: dict[str, Any] = {"means": means(lines)}
+        _write_pictures(session, folder, modes, lines)
         if settings.objective is not None:
             content |= _proposed(session, folder, calibration)
         result = folder.write_result(_result(session, content))
@@ -98,7 +104,7 @@ def _carriers(session: Session, calibration: Calibration) -> dict[str, tuple[His
     return {
         name: (calibration.histograms[name], site.floor)
         for name, site in session.model.sites().items()
-        if short_name(name) in session.recipe.carriers
+        if session.recipe.carries(name)
     }
 
 
@@ -111,6 +117,57 @@ def _write_channels(session: Session, folder: RunFolder, calibration: Calibratio
         shares = histogram.share_above(threshold)
         found[name] = list(zip(shares.tolist(), histogram.absmax.tolist(), strict=True))
     write_channels(folder.path, found, percentile, folder.identity["name"])
+
+
+def _write_pictures(
+    session: Session, folder: RunFolder, modes: Mapping[str, ScaleMode], lines: Sequence[Line]
+) -> None:
+    """The levels of every format below a histogram, and what changes along the sequence, with one code a tensor."""
+    calibration, title = session.calibration, str(folder.identity["name"])
+    assert calibration is not None
+    counted = {
+        name: (histogram.merged() if histogram.groups > 1 else histogram, floor)
+        for name, (histogram, floor) in _carriers(session, calibration).items()
+    }
+    best = _best(lines)
+    codes = {
+        name: {
+            mode: Percentile(best[mode]).fit(histogram, floor, modes[mode]).code
+            for mode in best
+            if floor is not None or not modes[mode].needs_floor
+        }
+        for name, (histogram, floor) in counted.items()
+    }
+    labels = {mode: f"{mode} {percentile:g} %" for mode, percentile in best.items()}
+    furthest = max(counted, key=lambda name: float(counted[name][0].absmax.max()))
+    centres, share = rebinned(counted[furthest][0])
+    levels = {
+        mode: (labels[mode], torch.unique(code.levels()[0]).tolist())
+        for mode, code in codes[furthest].items()
+    }
+    write_levels(folder.path, {"site": furthest, "centres": centres, "share": share}, levels, title)
+    if not session.config.task.drift:
+        return
+    percentile = _percentile(session)
+    thresholds = {name: histogram.quantile(percentile) for name, (histogram, _) in counted.items()}
+    with session.timed("drift"):
+        positions = count_positions(session.model, session.calibration_batches(), list(counted))
+        stretches = list(along(positions, thresholds, codes))
+    write_drift(folder.path, stretches, percentile, labels, title)
+
+
+def _best(lines: Sequence[Line]) -> dict[str, float]:
+    """The percentile of each format with the most signal to noise on average, one code a tensor where there is such."""
+    found: dict[str, tuple[float, float]] = {}
+    every = means(lines)
+    first = next(
+        (one["granularity"] for one in every if one["granularity"] == "per_tensor"), every[0]["granularity"]
+    )
+    for one in every:
+        if one["granularity"] == first:
+            own = (one["sqnr_db"], one["percentile"])
+            found[one["format"]] = max(found.get(one["format"], own), own)
+    return {name: percentile for name, (_, percentile) in found.items()}
 
 
 def _percentile(session: Session) -> float:
@@ -167,7 +224,7 @@ def _checked(bench: Bench, found: Sequence[Proposal], percentile: float) -> dict
     kl = {}
     for name, observer in rivals.items():
         recipe = replace(
-            bench.recipe, observer=observer, activation_bits=8, sites=bench.recipe.carriers, layers={}
+            bench.recipe, observer=observer, activation_bits=8, sites=bench.recipe.carrier_names, layers={}
         )
         with restored(bench.model):
             turn_on(bench.model, bench.calibration, recipe)

@@ -12,6 +12,7 @@ from dualscale_mamba.configuration import instantiate
 from dualscale_mamba.evaluation.base import Context, Metric
 from dualscale_mamba.report import show_run, write_figure
 from dualscale_mamba.report.collect import DISTRIBUTION
+from dualscale_mamba.report.state_curves import CURVES, write_run_curves
 from dualscale_mamba.study.files import write_json
 from dualscale_mamba.tasks.checkpoints import save
 from dualscale_mamba.tasks.distribution import distribution
@@ -29,6 +30,7 @@ class Measured:
 
     metrics: dict[str, Metric] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, Any] = field(default_factory=dict)
 
 
 def run(config: DictConfig) -> None:
@@ -51,6 +53,9 @@ def run(config: DictConfig) -> None:
             write_json(folder.path / DISTRIBUTION, levels)
         result = folder.write_result(result_of("ptq", session, report, measured.metrics, measured.facts))
         write_figure(folder.path, result)
+        if not folder.in_multirun:  # a study draws them together
+            for curves in measured.curves.values():
+                write_run_curves(folder.path, str(result["name"]), curves)
         if config.save is not None:
             with session.timed("save"):
                 save(session, report, result)
@@ -74,3 +79,7 @@ def _evaluate(session: Session, folder: RunFolder, measured: Measured) -> None:
         measured.metrics |= evaluated.metrics
         measured.facts[name] = evaluated.facts
         folder.write_items(name, evaluated.items)
+        if evaluated.curves:
+            measured.curves[name] = evaluated.curves
+    if measured.curves:
+        write_json(folder.path / CURVES, measured.curves)

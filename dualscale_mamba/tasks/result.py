@@ -42,6 +42,7 @@ def result_of(
         "sites": report.sites,
         "site_summary": report.summary,
         "widths": report.widths,
+        "states": session.states,
         "config": OmegaConf.to_container(session.config, resolve=True),
         "environment": environment.describe(str(session.device)),
         "hashes": session.hashes,
@@ -55,6 +56,15 @@ def bits_per_value(report: QuantizationReport) -> float | None:
     """Mean stored bits of a value over the quantized sites, or None without any."""
     bits = [float(site["bits_per_value"]) for site in report.sites]
     return sum(bits) / len(bits) if bits else None
+
+
+def state_bits(model: Any) -> float | None:
+    """Stored bits of a value of the state between steps, scales and residuals included; None of a foreign model."""
+    if not isinstance(model, MambaLM):
+        return None
+    coding = model.blocks()[0].mixer.state_store.coding
+    own = 8.0 * model.state_dtype.itemsize
+    return own if coding is None else coding.bits_per_value(model.config.d_state)
 
 
 def sites_of(report: QuantizationReport, family: str) -> list[str]:
@@ -81,6 +91,7 @@ def fairness(session: Session, report: QuantizationReport, evaluation: Mapping[s
     config, recipe = session.config, session.recipe
     return {
         "bits_per_value": bits_per_value(report),
+        "state_bits": state_bits(session.model),
         "weights_bits": None if report.weights_bits is None else round(report.weights_bits, 4),
         "widths": condensed(report.widths),
         "rounding": repr(recipe.rounding) if recipe.quantizes_weights else "none",

@@ -37,6 +37,8 @@ from dualscale_mamba.quantization.pipeline import (
     turn_on,
 )
 from dualscale_mamba.quantization.recipe import Recipe
+from dualscale_mamba.states.calibration import StateRow, encode_states
+from dualscale_mamba.states.format import StateFormat, UnquantizedState
 from dualscale_mamba.tasks.checkpoints import check_settings, load_original, saved_report
 from dualscale_mamba.tasks.record import stage as record_stage
 
@@ -56,6 +58,7 @@ class Session:
         hashes: Of weights, kernels and tokens.
         reference: What the model as loaded says, for comparisons.
         calibration: Counted values of every site, where there was a calibration.
+        states: How the state of each layer is coded between steps; empty where it is not.
     """
 
     config: DictConfig
@@ -66,6 +69,7 @@ class Session:
     hashes: dict[str, Any] = field(default_factory=dict)
     reference: Reference | None = None
     calibration: Calibration | None = None
+    states: list[StateRow] = field(default_factory=list)
     _batches: list[Tensor] | None = field(default=None, repr=False)
 
     @property
@@ -86,7 +90,12 @@ class Session:
         """Whether the recipe changes the model at all."""
         recipe = self.recipe
         rotates = recipe.rotate or recipe.rotate_residual
-        return recipe.quantizes_activations or recipe.quantizes_weights or rotates
+        return recipe.quantizes_activations or recipe.quantizes_weights or rotates or self.state_format.is_on
+
+    @property
+    def state_format(self) -> StateFormat | UnquantizedState:
+        """How the state is kept between steps."""
+        return instantiate.state(self.config)
 
     @property
     def numerics(self) -> list[str]:
@@ -146,7 +155,17 @@ class Session:
         with self.timed("gptq" if self.reads_inputs else "round"):
             self._round_weights(calibration)
         with self.timed("convert"):
-            return turn_on(self.model, calibration, self.recipe)
+            report = turn_on(self.model, calibration, self.recipe)
+        self._encode_states()
+        return report
+
+    def _encode_states(self) -> None:
+        """Keep the state between steps as the configuration says: the last change, for it is calibrated by steps."""
+        format_ = self.state_format
+        if isinstance(format_, StateFormat):
+            with self.timed("states"):
+                batches = self.calibration_batches() if format_.needs_calibration else []
+                self.states = encode_states(self.model, format_, batches)
 
     @property
     def reads_inputs(self) -> bool:

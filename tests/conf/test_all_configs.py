@@ -31,6 +31,12 @@ FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml") if path.
 # What a machine may lack: third-party data, local checkpoints, the packages of other trackers.
 NEEDS = ("data.root=None", "paths.checkpoints=None", "model.source=", "dualscale_mamba[trackers]")
 SECONDS_OF_CPU = 2.0
+# What a file asks of others, as its first line says.
+COMPANIONS = {
+    "scale_mode/dual_channel": ["granularity=per_channel"],
+    "scale_mode/dual_mask": ["precision.x_proj_reads=decoded"],
+    "scale_mode/dual_sparse": ["precision.x_proj_reads=decoded"],
+}
 
 
 def test_every_file_begins_with_what_it_is() -> None:
@@ -46,7 +52,7 @@ def test_every_file_begins_with_what_it_is() -> None:
 def test_file_composes_and_instantiates(composed: Compose, path: Path) -> None:
     group, name = path.parent.name, path.stem
     option = f"{group}=[{name}]" if group in LISTS else f"{group}={name}"
-    config = composed(option)
+    config = composed(option, *COMPANIONS.get(f"{group}/{name}", []))
     found = [problem for problem in problems(config) if not any(need in problem for need in NEEDS)]
     assert found == []
     assert instantiate.recipe(config) is not None

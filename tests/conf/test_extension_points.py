@@ -89,3 +89,37 @@ def test_files_outside_the_package_run_through_the_whole_pipeline(
     assert result["metrics"]["parameters"]["value"] > 1000
     assert result["metrics"]["nothing"] == {"value": 0.0, "unit": "s", "better": "lower"}
     assert result["metrics"]["divergence/generated_heldout/kl"]["value"] > 0
+
+
+# Every study that a format may be in, with what names it there, as small as it goes.
+STUDIES = {
+    "isolation": ["precision=ssm_input", "quantize.sites=[B,conv_input]", "scale_mode=ternary"],
+    "all but one": ["precision.activations.sites=[-z]", "quantize.sites=[all]", "scale_mode=ternary"],
+    "one layer": ["precision=ssm_input", "quantize.layers=1", "scale_mode=ternary"],
+    "a site's own": ["precision=w8a8", "scale_mode=dual", "quantize.formats={B: ternary}"],
+    "other text": ["calibration.source=python_docs/1of2", "precision=ssm_input", "scale_mode=ternary"],
+    "a channel": ["granularity=per_channel", "precision=ssm_input", "scale_mode=ternary"],
+    "fidelity": ["task=fidelity", "task.formats=[ternary,dual]", "task.percentiles=[95]", "task.objective=null"],
+    "stress": ["task=stress", "task.tokens=32", "task.channels=8", "task.percentiles=[99]"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_new_format_runs_through_every_study(
+    composed: Callable[..., DictConfig], toys: Path, study: str
+) -> None:
+    config = composed(
+        f"hydra.searchpath=[file://{toys}]", "debug=fast", "ops=reference", "evaluation=[perplexity,divergence]",
+        "profiling=[]", *STUDIES[study],
+    )  # fmt: skip
+    assert problems(config) == []
+    tasks.run(config)
+    run = Path(config.paths.run)
+    result = json.loads((run / "result.json").read_text())
+    if study in ("fidelity", "stress"):
+        assert ",ternary," in (run / f"{study}.csv").read_text()
+        assert (run / "figure.png").is_file()
+        assert all((run / name).is_file() == (study == "fidelity") for name in ("levels.png", "drift.png"))
+    else:
+        assert "ternary" in {site["format"] for site in result["sites"]}
+        assert result["metrics"]["divergence/generated_heldout/kl"]["value"] > 0

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from exercise_inputs import FLOATS, Case, Inputs
 from exercise_linear import linear
+from exercise_pairs import pairs
 from torch import Tensor
 
 from dualscale_mamba import ops
@@ -219,7 +220,7 @@ def clone(argument: object) -> object:
 
 def main() -> None:
     make = Inputs(sys.argv[1] if len(sys.argv) > 1 else "cuda")
-    families = (elementwise, convolution, scan, ssd, rows, linear)
+    families = (elementwise, convolution, scan, ssd, rows, linear, pairs)
     for family in [each for each in families if each.__name__ in sys.argv[2:] or not sys.argv[2:]]:
         count, worst, codes_apart = 0, 0.0, 0
         for name, function, arguments in family(make):

@@ -1,4 +1,7 @@
-"""Linear layers of every width for exercise_kernels.py: few cases, every kind of input, code and edge."""
+"""Linear layers of every width for exercise_kernels.py: few cases, every kind of input, code and edge.
+
+Each case comes a second time with the promise that its weights may be read ahead, which holds: no kernel writes them.
+"""
 
 from __future__ import annotations
 
@@ -46,15 +49,20 @@ def linear(make: Inputs) -> Iterator[Case]:
         total = weight.int().sum(dim=1, dtype=torch.int32)
         for first, last in on_codes(make, count, depth, columns):
             yield f"{name} w8a8", ops.linear_w8a8, (*first, weight, scale, total, *last)
+            yield f"{name} w8a8, read ahead", ops.linear_w8a8, (*first, weight, scale, total, *last, True)
         for x, last in on_values(make, count, depth, columns):
             yield f"{name} w8a16", ops.linear_w8a16, (x, weight, scale, *last)
+            yield f"{name} w8a16, read ahead", ops.linear_w8a16, (x, weight, scale, *last, True)
     for count, depth, columns, group_size in INT4_SIZES:
         name = f"linear {count}x{depth}x{columns} in groups of {group_size}"
         weight, scale, total = int4_weights(make, depth, columns, group_size)
+        weights = (weight, scale, total, group_size)
         for first, last in on_codes(make, count, depth, columns):
-            yield f"{name} w4a8", ops.linear_w4a8, (*first, weight, scale, total, group_size, *last)
+            yield f"{name} w4a8", ops.linear_w4a8, (*first, *weights, *last)
+            yield f"{name} w4a8, read ahead", ops.linear_w4a8, (*first, *weights, *last, True)
         for x, last in on_values(make, count, depth, columns):
             yield f"{name} w4a16", ops.linear_w4a16, (x, weight, scale, group_size, *last)
+            yield f"{name} w4a16, read ahead", ops.linear_w4a16, (x, weight, scale, group_size, *last, True)
 
 
 def int4_weights(make: Inputs, depth: int, columns: int, group_size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,8 @@ from cases import integers, knee_rows, normals, table_rows
 from linear_cases import int4_weights, int8_weights
 
 from dualscale_mamba import ops
+from dualscale_mamba.formats.base import Range
+from dualscale_mamba.formats.pair import pair_code, pair_rows
 from dualscale_mamba.ops import dispatch, fake
 from dualscale_mamba.ops.schema import SCHEMAS
 
@@ -40,6 +42,7 @@ def samples(device: torch.device) -> Iterator[tuple[str, tuple[Any, ...]]]:
     )
     step = tuple(v[:, 0] if torch.is_tensor(v) and v.dim() == 3 else v for v in scan)
     yield "selective_state_update", (state, *step, FLOAT)
+    yield from pair_samples(device)
     yield from ssd_samples(device)
     yield "rms_norm_quant", (x, x, bias, 1e-5, knee, False, torch.float16, FLOAT)
     yield "rms_norm_quant", (x, None, bias, 1e-5, None, True, FLOAT, FLOAT)
@@ -49,6 +52,32 @@ def samples(device: torch.device) -> Iterator[tuple[str, tuple[Any, ...]]]:
     yield "hadamard_quant", (normals(3, 8, device=device), base, None, True, FLOAT)
     yield "hadamard_quant", (normals(3, 8, device=device), base, None, False, torch.float16)
     yield from linear_samples(device)
+
+
+def pair_samples(device: torch.device) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Selectors in a mask, and in lists."""
+    sizes = torch.ones(1, dtype=torch.float64)
+    rows = pair_rows(Range(-sizes, sizes, 4 * sizes), 1.25)
+    knee, x = knee_rows(device=device), normals(2, 5, 6, device=device)
+    taps, A = normals(6, 4, device=device), -normals(6, 16, device=device).abs()
+    delta, b = integers(2, 5, 6, device=device), integers(2, 5, 16, device=device)
+    for capacity in (None, 64):
+        code = pair_code(rows, capacity).to(device)
+        side, one = code.side_data(2, 5, 6), code.side_data(2, 1, 6)
+        assert side.mask is not None
+        assert one.mask is not None
+        q = ops.encode_pair(x, code.rows, *side)
+        token = ops.encode_pair(x[:, :1], code.rows, *one)
+        yield "encode_pair", (x, code.rows, *side)
+        yield "decode_pair", (q, code.rows, *side, torch.float16)
+        yield "causal_conv1d_encode", (x, None, taps, None, None, code.rows, FLOAT, *side)
+        state = normals(2, 3, 6, device=device)
+        yield "causal_conv1d_update", (x[:, 0], None, state, taps, None, code.rows, FLOAT, *one)
+        scan = (delta, knee, A, b, knee, b, knee, None, None, None, None)
+        yield "selective_scan", (q, code.rows, *scan, None, FLOAT, *side)
+        step = tuple(v[:, 0] if torch.is_tensor(v) and v.dim() == 3 else v for v in scan)
+        state = normals(2, 6, 16, device=device)
+        yield "selective_state_update", (state, token[:, 0], code.rows, *step, FLOAT, *one)
 
 
 def linear_samples(device: torch.device) -> Iterator[tuple[str, tuple[Any, ...]]]:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualscale_mamba import ops
-from dualscale_mamba.formats.base import Code
+from dualscale_mamba.formats.base import Range
 from dualscale_mamba.formats.dual import Dual
+from dualscale_mamba.formats.dual_mask import DualMask
 from dualscale_mamba.granularity import PerChannel
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.pretrained import load_pretrained
@@ -53,7 +54,7 @@ def test_computed_is_measured(family: str, name: str) -> None:
     with ops.implementation("reference"):
         model = quantized(family, name)
         metrics = Memory(batch_sizes=(1, 3), lengths=(8,), measure=False)(Subject(model, torch.device("cpu")))
-    found = {key: metric.value for key, metric in metrics.items() if not key.startswith("memory/side")}
+    found = {key: metric.value for key, metric in metrics.items() if "/side/" not in key}
     measured = {key: value for key, value in found.items() if "/computed/" not in key}
     computed = {key.replace("computed/", ""): value for key, value in found.items() if "/computed/" in key}
     assert measured == {key: value for key, value in computed.items() if "workspace" not in key}
@@ -109,13 +110,15 @@ def test_a_matrix_takes_what_its_tensors_take(rows: int, columns: int, grid: Gri
 
 def test_side_data_is_what_lies_beyond_eight_bits() -> None:
     model = load_pretrained(FAMILIES["mamba1"]).model
-    rows = torch.tensor([[1.0, 1.0, 0.0, 127.0, 0.0, 0.0, -127.0, 127.0]])
+    sizes = torch.ones(1, dtype=torch.float64)
+    code = DualMask().fit(Range(-sizes, sizes, 2 * sizes))
     for block in model.blocks():
-        block.mixer.ssm_input.set_code(Code(rows, bits_per_value=9.0))
+        block.mixer.ssm_input.set_code(code)
     metrics = Memory(batch_sizes=(2,), lengths=(16,), measure=False)(Subject(model, torch.device("cpu")))
     values = 2 * 16 * model.config.d_inner * model.config.n_layer
     assert metrics["memory/side/batch_2_length_16"].value == values / 8
-    assert metrics["memory/weights/codes"].value == rows.nbytes  # one tensor for both blocks
+    assert metrics["memory/computed/side/batch_2_length_16"].value == values / 8
+    assert metrics["memory/weights/codes"].value == code.rows.nbytes  # one tensor for both blocks
 
 
 def test_sizes_of_sites_are_those_of_the_activations() -> None:

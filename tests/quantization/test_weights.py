@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualscale_mamba.errors import ConfigError
-from dualscale_mamba.ops.reference import round_half_away, unpack_int4
+from dualscale_mamba.ops.reference import unpack_int4
+from dualscale_mamba.ops.rounding import round_half_away
 from dualscale_mamba.quantization.weights import Grid, QuantizedWeight, on_grid, pack_int4
 from dualscale_mamba.rounding.nearest import Nearest
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dualscale_mamba.quantization.site_patterns import occurs
 from dualscale_mamba.report.collect import Job
 from dualscale_mamba.report.html.quantities import finite
 from dualscale_mamba.sites import is_ssm_input, short_name
@@ -97,9 +98,10 @@ def pictured(jobs: Sequence[Job], rank: Callable[[int], float], first: Sequence[
     return list(dict.fromkeys(ordered))[:PICTURED_RUNS]
 
 
-def _carriers(job: Job) -> tuple[str, ...]:
+def _carries(job: Job, short: str) -> bool:
+    """Whether a site carries the scale mode by name."""
     sites = job.settings.get("quantize.sites")
-    return tuple(map(str, sites)) if isinstance(sites, list) else ()
+    return isinstance(sites, list) and occurs(tuple(map(str, sites)), short)
 
 
 def _curves(job: Job, pool: Pool, everything: bool) -> dict[str, dict[str, Any]]:
@@ -107,7 +109,7 @@ def _curves(job: Job, pool: Pool, everything: bool) -> dict[str, dict[str, Any]]
     kinds: dict[str, list[Mapping[str, Any]]] = {}
     for row in (job.result or {}).get("sites", []):
         short = short_name(str(row.get("name")))
-        if everything or is_ssm_input(short) or short in _carriers(job):
+        if everything or is_ssm_input(short) or _carries(job, short):
             kinds.setdefault(short, []).append(row)
     found = {}
     for short, rows in kinds.items():

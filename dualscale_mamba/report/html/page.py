@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from dualscale_mamba.report.collect import Job
+from dualscale_mamba.report.drawing import COLOURS, OTHER_COLOUR
 from dualscale_mamba.report.html.evidence import Evidence, gather
 from dualscale_mamba.report.html.layers import layers, least
 from dualscale_mamba.report.html.provenance import files_of, provenance, short
 from dualscale_mamba.report.html.quantities import Quantity, finite, quantities
 from dualscale_mamba.report.html.settings import compact, matrix, series, series_keys
 from dualscale_mamba.report.html.wording import LIGHTS, SHOWN_VERDICTS, TRACEBACK, effect_table, significance
-from dualscale_mamba.report.picture import COLOURS, OTHER_COLOUR
 from dualscale_mamba.report.tables import key_metrics
 from dualscale_mamba.study.files import write_text
 from dualscale_mamba.study.folder import Line

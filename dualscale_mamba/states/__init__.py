@@ -1,0 +1,1 @@
+"""The state of the state space between two steps, stored in eight bits."""
