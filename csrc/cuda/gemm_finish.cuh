@@ -119,7 +119,13 @@ struct Finisher {
     uint8_t* const strip = strips + (kTwo ? chunk * kBytes / line % 2 * (kStripBytes / 2) : 0);
     if (byte == 0) {
       if (lane == 0) {
-        boxes_wait<kTwo ? 1 : 0>();  // until this strip may be written again
+        // Until this strip may be written again: the box before the last has left it, but the last tile may
+        // have ended on either strip.
+        if (kTwo && chunk > 0) {
+          boxes_wait<1>();
+        } else {
+          boxes_wait<0>();
+        }
       }
       __syncwarp();
     }

@@ -38,7 +38,7 @@ MISTAKES = {
     "model.family=mamba2 precision=none": "model.family=mamba2: allowed is mamba1, which embedded:mamba1-tiny is",
     "model.state_dtype=float16": "model.state_dtype=float16: allowed is float32 for Mamba-1",
     "model.state_dtype=float64": "model.state_dtype=float64: allowed is one of float32, float16",
-    "precision.x_proj_reads=both": "precision.x_proj_reads=both: allowed is codes or conv_output",
+    "precision.x_proj_reads=both": "precision.x_proj_reads=both: allowed is codes, decoded, conv_output.",
     "precision.linear_input_scale=row": "precision.linear_input_scale=row: allowed is static or per_token",
     "precision.weights.bits=3": "precision.weights.bits=3: allowed is 8, 4 or null",
     "precision.weights.head=16": "precision.weights.head=16: allowed is 8, 4 or null",
