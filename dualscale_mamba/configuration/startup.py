@@ -92,7 +92,7 @@ def launch(main: Callable[[], Any]) -> int:
         if type(error).__name__ == STOPPED:
             _red(str(error))
             return 0  # it has not failed: it waits for the line to be typed again
-        if sentence := null_group(error):
+        if sentence := null_group(error) or flags_at_odds(error):
             _red(sentence)
         elif type(error).__name__ != FAILED:  # each of its jobs has been told of
             traceback.print_exception(type(error), error, _from_task(error.__traceback__))
@@ -162,6 +162,14 @@ def null_group(error: BaseException) -> str:
     options = ", ".join(sorted(path.stem for path in (CONF / found).glob("*.yaml")))
     several = f", or a list of them; {found}=[] is none" if found in LISTED else ""
     return f"{found}=null: allowed is one of {options}{several}."
+
+
+def flags_at_odds(error: BaseException) -> str:
+    """What to say where two flags of Hydra exclude each other, which it answers by a ValueError; else nothing."""
+    text = str(error)
+    if not isinstance(error, ValueError) or not text.startswith("Only one of --run, --multirun"):
+        return ""
+    return f"{text}. To see what a study's jobs would be, leave -m out and type the settings of one of them."
 
 
 def _typed(key: str) -> str:

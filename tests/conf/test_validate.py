@@ -159,3 +159,10 @@ def test_multirun_refuses_before_the_first_job(tmp_path: Path) -> None:
     assert "observer.percentile=40: allowed is a number in (50, 100]" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("status.json"))
+
+
+def test_flags_that_exclude_each_other_are_one_sentence(tmp_path: Path) -> None:
+    done = command(tmp_path, "-m", "--cfg", "job")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "leave -m out" in done.stderr
