@@ -1,1 +1,0 @@
-from .emu import core, load, options
