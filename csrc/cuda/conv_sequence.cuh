@@ -15,11 +15,22 @@ struct Sequence {
   bool x_aligned, initial_aligned, out_aligned;
 };
 
-// Blocks for which a thread's registers are counted. What holds a code of each channel, or rows of floating
-// point, gets all that it wants.
-template <class T, class Result>
+// Blocks a multiprocessor for which a thread's registers are counted.
+template <class T, class Result, class Selectors>
 constexpr int conv_blocks() {
-  return sizeof(T) == 1 && sizeof(Result) <= 64 ? resident_blocks(kConvBlocks) : 1;
+  const bool codes_of_channels = sizeof(Result) > 64;
+  const bool more = sizeof(T) > 2 || std::is_same_v<Result, TableResult> || Selectors::kLists;
+  return resident_blocks(codes_of_channels ? kConvBlocks - 2 : more ? kConvBlocks - 1 : kConvBlocks);
+}
+
+// Rows of a thread: as many as fill the chip a whole number of times, so that no part of it waits for the last
+// blocks, and each as long as that allows, since what comes before a thread's first row costs as much as some
+// five rows.
+inline int chunk_of(int64_t length, int64_t columns, int64_t places) {
+  const int64_t times = ceil_div(columns * length, places * kMostRows);
+  const int64_t chunks = std::max<int64_t>(places * times / columns, 1);
+  const int64_t rows = ceil_div(ceil_div(length, chunks), kTurn) * kTurn;
+  return static_cast<int>(std::max<int64_t>(rows, kLeastRows));
 }
 
 // kFast: four taps, whole vectors, aligned rows and parameters; then whole turns run without a branch, so that
@@ -28,7 +39,7 @@ constexpr int conv_blocks() {
 // With lists (Selectors) a segment of eight threads has 64 channels, whether they exist or not, and a chunk
 // whole tiles; all 32 threads of a warp take the same turns to the end, those beyond the batch with no row.
 template <class T, class Result, bool kFast, class Selectors = NoSelectors>
-__global__ void __launch_bounds__(kConvThreads, (conv_blocks<T, Result>()))
+__global__ void __launch_bounds__(kConvThreads, (conv_blocks<T, Result, Selectors>()))
     convolve(const T* x, const T* initial, typename Result::Out* out, ConvParameters p, Sequence s,
              Selectors selectors) {
   __shared__ float table[std::is_same_v<Result, TableResult> ? kTableWidth : 1];
@@ -157,6 +168,8 @@ __global__ void __launch_bounds__(kConvThreads, (conv_blocks<T, Result>()))
   }
 }
 
+constexpr const char* kConvName = "causal_conv1d_encode";
+
 // All that a launch of it needs, once the type of the result is known.
 struct SequenceCall {
   const Tensor& x;
@@ -164,7 +177,6 @@ struct SequenceCall {
   Tensor& out;
   const ConvParameters& p;
   Sequence s;
-  unsigned grid;
   cudaStream_t stream;
 };
 
@@ -172,13 +184,26 @@ template <class T, class Result, class Selectors>
 void launch_sequence(const SequenceCall& call, const Selectors& selectors) {
   const ConvParameters& p = call.p;
   Sequence s = call.s;
+  const int device = call.x.get_device_index();
+  const int64_t places = static_cast<int64_t>(multiprocessors(device)) *
+                         conv_blocks<T, Result, Selectors>() * kConvThreads;
+  s.chunk = chunk_of(s.length, static_cast<int64_t>(s.vectors) * s.batch, places);
+  if (Selectors::kLists) {  // whole tiles
+    s.vectors = static_cast<unsigned>(ceil_div(s.vectors, kSegment) * kSegment);
+    s.chunk = static_cast<int>(ceil_div(s.chunk, kListTokens)) * kListTokens;
+  }
+  s.chunks = static_cast<unsigned>(ceil_div(s.length, s.chunk));
+  const int64_t items = static_cast<int64_t>(s.vectors) * s.chunks * s.batch;
+  if (items > std::numeric_limits<int32_t>::max()) {
+    refuse({kConvName, "x"}, "has shape " + shape_of(call.x), "at most 2^31 pieces of 8 channels and 8 rows");
+  }
   s.x_aligned = is_aligned(call.x, Raw<T, kConvVector>::kAlignment);
   s.initial_aligned = is_aligned(call.initial, Raw<T, kConvVector>::kAlignment);
   s.out_aligned = p.channels % kConvVector == 0;
   const bool fast = p.taps == kMaxTaps && p.aligned && s.x_aligned && s.initial_aligned && s.out_aligned &&
                     s.vectors * static_cast<int64_t>(kConvVector) == p.channels;
   const auto kernel = fast ? convolve<T, Result, true, Selectors> : convolve<T, Result, false, Selectors>;
-  launch_early(kernel, call.grid, kConvThreads, 0, call.x.get_device_index(), call.stream,
+  launch_early(kernel, grid_of(kConvName, ceil_div(items, kConvThreads)), kConvThreads, 0, device, call.stream,
                static_cast<const T*>(call.x.data_ptr()), data<T>(call.initial),
                static_cast<typename Result::Out*>(call.out.data_ptr()), p, s, selectors);
 }
