@@ -15,9 +15,9 @@ constexpr int kConvVector = 8;
 constexpr int kMaxTaps = 4;
 
 // What to turn, with an eye on benchmarks/kernels.py --only conv. Of a thread's eight channels the first
-// kPairedChannels get their reciprocals two at a time: the special function unit, which makes exponentials and
-// reciprocals at an eighth of the rate of additions, has half a reciprocal less to do for each, the others
-// one and a half instruction more.
+// kPairedChannels get their reciprocals two at a time: the special function unit, which makes exponentials
+// and reciprocals at an eighth of the rate of additions, has half a reciprocal less to do for each, the
+// others one and a half instruction more.
 constexpr int kPairedChannels = 4;
 constexpr int kConvThreads = 128;  // of a block that walks sequences
 constexpr int kConvBlocks = 4;     // of them a multiprocessor, for which a thread gets 128 registers
@@ -64,8 +64,8 @@ struct ConvSums {
   float sum[kMaxTaps - 1][kConvVector];
 };
 
-// kFast: four taps, whole vectors, and parameters that may be loaded as vectors; then all 32 threads of a warp
-// make theirs together, with an exchange of the warp's own.
+// kFast: four taps, whole vectors, and parameters that may be loaded as vectors; then all 32 threads of a
+// warp make theirs together, with an exchange of the warp's own.
 template <class T, bool kFast>
 struct Convolution {
   float weight[kMaxTaps][kConvVector];
@@ -74,8 +74,8 @@ struct Convolution {
   int taps;
   bool is_straight = true;  // whether the code of x has no knee
 
-  // With `finite`, a channel that has a NaN among its parameters gives 0, which is what NaN is encoded as, and
-  // infinite ones become large: no result is NaN then.
+  // With `finite`, a channel that has a NaN among its parameters gives 0, which is what NaN is encoded as,
+  // and infinite ones become large: no result is NaN then.
   __device__ Convolution(const ConvParameters& p, int64_t channel, int valid, bool finite,
                          WeightExchange* exchange)
       : taps(p.taps) {
@@ -116,8 +116,8 @@ struct Convolution {
     return s;
   }
 
-  // One row of inputs; p[i] becomes its output. Each output is bias, oldest input, ..., newest input, added in
-  // this order. Taps that do not exist are skipped: 0 * inf would be NaN.
+  // One row of inputs; p[i] becomes its output. Each output is bias, oldest input, ..., newest input, added
+  // in this order. Taps that do not exist are skipped: 0 * inf would be NaN.
   __device__ __forceinline__ void feed(ConvSums& s, const float (&x)[kConvVector],
                                        float (&p)[kConvVector]) const {
 #pragma unroll
@@ -221,11 +221,12 @@ struct SiluFactor {
 //
 // Of two channels a and b, p_a d_b / (d_a d_b) needs one reciprocal for both. Their denominators are kept in
 // [2^-62, 1] by a saturating addition, so that neither the product nor its reciprocal leaves the range of
-// fp32: 1 + 2^p counts as 2^62 beyond it, where SiLU is less than 2^-56 of its least value. A NaN would reach the
-// neighbour; kPaired is for inputs that have none.
+// fp32: 1 + 2^p counts as 2^62 beyond it, where SiLU is less than 2^-56 of its least value. A NaN would reach
+// the neighbour; kPaired is for inputs that have none.
 template <bool kPaired, class Result>
 __device__ __forceinline__ void silu_terms(const float (&p)[kConvVector], const Result& result,
-                                           float (&numerator)[kConvVector], float (&reciprocal)[kConvVector]) {
+                                           float (&numerator)[kConvVector],
+                                           float (&reciprocal)[kConvVector]) {
   constexpr int kPairs = kPaired ? kPairedChannels : 0;
 #pragma unroll
   for (int i = 0; i < kPairs; i += 2) {

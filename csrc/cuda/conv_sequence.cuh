@@ -1,6 +1,6 @@
 // The kernel of causal_conv1d_encode: a thread owns eight adjacent channels and walks a chunk of the
-// sequence. A row comes into the registers a turn of four before it is used, and leaves behind what it adds to the
-// sums of the next three outputs, so that no window of inputs is kept.
+// sequence. A row comes into the registers a turn of four before it is used, and leaves behind what it adds
+// to the sums of the next three outputs, so that no window of inputs is kept.
 #pragma once
 
 #include "conv_pairs.cuh"
@@ -18,14 +18,14 @@ struct Sequence {
 // Blocks a multiprocessor for which a thread's registers are counted.
 template <class T, class Result, class Selectors>
 constexpr int conv_blocks() {
-  const bool codes_of_channels = sizeof(Result) > 64;
-  const bool more = sizeof(T) > 2 || std::is_same_v<Result, TableResult> || Selectors::kLists;
-  return resident_blocks(codes_of_channels ? kConvBlocks - 2 : more ? kConvBlocks - 1 : kConvBlocks);
+  const int fewer = (sizeof(Result) > 64 ? 2 : 0) + (sizeof(T) > 2 ? 1 : 0) +
+                    (std::is_same_v<Result, TableResult> || Selectors::kLists ? 1 : 0);
+  return resident_blocks(kConvBlocks - std::min(fewer, 2));
 }
 
-// Rows of a thread: as many as fill the chip a whole number of times, so that no part of it waits for the last
-// blocks, and each as long as that allows, since what comes before a thread's first row costs as much as some
-// five rows.
+// Rows of a thread: as many as fill the chip a whole number of times, so that no part of it waits for the
+// last blocks, and each as long as that allows, since what comes before a thread's first row costs as much as
+// some five rows.
 inline int chunk_of(int64_t length, int64_t columns, int64_t places) {
   const int64_t times = ceil_div(columns * length, places * kMostRows);
   const int64_t chunks = std::max<int64_t>(places * times / columns, 1);
@@ -33,8 +33,8 @@ inline int chunk_of(int64_t length, int64_t columns, int64_t places) {
   return static_cast<int>(std::max<int64_t>(rows, kLeastRows));
 }
 
-// kFast: four taps, whole vectors, aligned rows and parameters; then whole turns run without a branch, so that
-// the chains of all their elements overlap. All other turns know how many rows are left.
+// kFast: four taps, whole vectors, aligned rows and parameters; then whole turns run without a branch, so
+// that the chains of all their elements overlap. All other turns know how many rows are left.
 //
 // With lists (Selectors) a segment of eight threads has 64 channels, whether they exist or not, and a chunk
 // whole tiles; all 32 threads of a warp take the same turns to the end, those beyond the batch with no row.
@@ -185,8 +185,8 @@ void launch_sequence(const SequenceCall& call, const Selectors& selectors) {
   const ConvParameters& p = call.p;
   Sequence s = call.s;
   const int device = call.x.get_device_index();
-  const int64_t places = static_cast<int64_t>(multiprocessors(device)) *
-                         conv_blocks<T, Result, Selectors>() * kConvThreads;
+  const int64_t places =
+      static_cast<int64_t>(multiprocessors(device)) * conv_blocks<T, Result, Selectors>() * kConvThreads;
   s.chunk = chunk_of(s.length, static_cast<int64_t>(s.vectors) * s.batch, places);
   if (Selectors::kLists) {  // whole tiles
     s.vectors = static_cast<unsigned>(ceil_div(s.vectors, kSegment) * kSegment);
@@ -203,8 +203,8 @@ void launch_sequence(const SequenceCall& call, const Selectors& selectors) {
   const bool fast = p.taps == kMaxTaps && p.aligned && s.x_aligned && s.initial_aligned && s.out_aligned &&
                     s.vectors * static_cast<int64_t>(kConvVector) == p.channels;
   const auto kernel = fast ? convolve<T, Result, true, Selectors> : convolve<T, Result, false, Selectors>;
-  launch_early(kernel, grid_of(kConvName, ceil_div(items, kConvThreads)), kConvThreads, 0, device, call.stream,
-               static_cast<const T*>(call.x.data_ptr()), data<T>(call.initial),
+  launch_early(kernel, grid_of(kConvName, ceil_div(items, kConvThreads)), kConvThreads, 0, device,
+               call.stream, static_cast<const T*>(call.x.data_ptr()), data<T>(call.initial),
                static_cast<typename Result::Out*>(call.out.data_ptr()), p, s, selectors);
 }
 

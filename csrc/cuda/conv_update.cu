@@ -13,7 +13,9 @@ struct Token {
 
 // Sequences of a thread where there are many; their inputs wait in registers.
 template <class T>
-constexpr int kManySequences = sizeof(T) == 1 ? kTokenBatch : sizeof(T) == 2 ? (kTokenBatch + 1) / 2 : 1;
+constexpr int kManySequences = sizeof(T) == 1   ? kTokenBatch
+                               : sizeof(T) == 2 ? (kTokenBatch + 1) / 2
+                                                : 1;
 
 // All threads of a warp go on to the end, where they exchange weights or write lists (Selectors) together.
 // Those beyond the batch only take part.
@@ -59,8 +61,8 @@ __global__ void __launch_bounds__(kTokenThreads)
       if (j < count && k >= missing) {
         raw[j][k] = k == kMaxTaps - 1
                         ? load_raw<T, kConvVector>(x + j * s.x_stride, x_aligned, valid)
-                        : load_raw<T, kConvVector>(
-                              state + j * s.state_batch_stride + k * s.state_row_stride, state_aligned, valid);
+                        : load_raw<T, kConvVector>(state + j * s.state_batch_stride + k * s.state_row_stride,
+                                                   state_aligned, valid);
       }
     }
   }
@@ -119,8 +121,8 @@ void launch_token(const TokenCall& call, const Token& s, const Selectors& select
   launch_early(convolve_token<T, Result, kFast, kSequences, Selectors>,
                grid_of("causal_conv1d_update", ceil_div(items, kTokenThreads)), kTokenThreads, 0,
                call.x.get_device_index(), call.stream, static_cast<const T*>(call.x.data_ptr()),
-               static_cast<T*>(call.state.data_ptr()), static_cast<typename Result::Out*>(call.out.data_ptr()),
-               call.p, s, selectors);
+               static_cast<T*>(call.state.data_ptr()),
+               static_cast<typename Result::Out*>(call.out.data_ptr()), call.p, s, selectors);
 }
 
 template <class T, class Result, class Selectors>

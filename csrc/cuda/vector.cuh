@@ -138,7 +138,8 @@ __device__ __forceinline__ float biased_byte(uint32_t flipped, int i) {
   return __uint_as_float(__byte_perm(flipped, 0x4b000000u, 0x7650 + i));
 }
 
-// 1.5 * 2^23 + q for the i-th of four codes in a word: a dot product that takes one of them and adds the rest.
+// 1.5 * 2^23 + q for the i-th of four codes in a word: a dot product that takes one of them and adds the
+// rest.
 __device__ __forceinline__ float biased_code(uint32_t word, int i) {
   return __int_as_float(__dp4a(static_cast<int>(word), 1 << (8 * i), __float_as_int(kIntegerBias)));
 }
@@ -175,9 +176,7 @@ __device__ __forceinline__ uint32_t pack_rounded(float a, float b, float c, floa
       : "f"(a), "f"(b), "f"(c), "f"(d));
   return packed;
 #else
-  const auto bits = [](float x) {
-    return __float_as_uint(fminf(fmaxf(x, -128.0f), 127.0f) + kIntegerBias);
-  };
+  const auto bits = [](float x) { return __float_as_uint(fminf(fmaxf(x, -128.0f), 127.0f) + kIntegerBias); };
   return pack_bytes(bits(a), bits(b), bits(c), bits(d));
 #endif
 }
