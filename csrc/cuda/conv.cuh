@@ -216,33 +216,32 @@ struct SiluFactor {
   static __device__ __forceinline__ SiluFactor plain() { return {-kLn2 * kLeast, -kLog2e}; }
 };
 
-// numerator[i] * reciprocal[i] = factor * p[i] / (1 + 2^p[i]), of which the product is left to whoever wants
-// to add to it.
-//
+// factor * p / (1 + 2^p) as a product that is left to whoever wants to add to it.
+struct SiluTerm {
+  float numerator, reciprocal;
+};
+
+__device__ __forceinline__ SiluTerm silu_alone(float p, const SiluFactor& factor) {
+  return {p, reciprocal_approx(fmaf(exp2_approx(p), factor.inverse, factor.inverse))};
+}
+
 // Of two channels a and b, p_a d_b / (d_a d_b) needs one reciprocal for both. Their denominators are kept in
 // [2^-62, 1] by a saturating addition, so that neither the product nor its reciprocal leaves the range of
-// fp32: 1 + 2^p counts as 2^62 beyond it, where SiLU is less than 2^-56 of its least value. A NaN would reach
-// the neighbour; kPaired is for inputs that have none.
+// fp32: 1 + 2^p counts as 2^62 beyond it, where SiLU is 2^-56 at most. A NaN would reach the neighbour.
+__device__ __forceinline__ SiluTerm silu_paired(float p, float other, const SiluFactor& factor) {
+  const float own = fma_saturated(exp2_approx(p), SiluFactor::kLeast, SiluFactor::kLeast);
+  const float theirs = fma_saturated(exp2_approx(other), SiluFactor::kLeast, SiluFactor::kLeast);
+  return {p * theirs, reciprocal_approx(own * theirs) * factor.paired};
+}
+
+// All eight channels; kPaired is for inputs that have no NaN.
 template <bool kPaired, class Result>
 __device__ __forceinline__ void silu_terms(const float (&p)[kConvVector], const Result& result,
-                                           float (&numerator)[kConvVector],
-                                           float (&reciprocal)[kConvVector]) {
-  constexpr int kPairs = kPaired ? kPairedChannels : 0;
+                                           SiluTerm (&term)[kConvVector]) {
 #pragma unroll
-  for (int i = 0; i < kPairs; i += 2) {
-    const float a = fma_saturated(exp2_approx(p[i]), SiluFactor::kLeast, SiluFactor::kLeast);
-    const float b = fma_saturated(exp2_approx(p[i + 1]), SiluFactor::kLeast, SiluFactor::kLeast);
-    const float both = reciprocal_approx(a * b);
-    numerator[i] = p[i] * b;
-    numerator[i + 1] = p[i + 1] * a;
-    reciprocal[i] = both * result.factor(i).paired;
-    reciprocal[i + 1] = both * result.factor(i + 1).paired;
-  }
-#pragma unroll
-  for (int i = kPairs; i < kConvVector; ++i) {
-    const float inverse = result.factor(i).inverse;
-    numerator[i] = p[i];
-    reciprocal[i] = reciprocal_approx(fmaf(exp2_approx(p[i]), inverse, inverse));
+  for (int i = 0; i < kConvVector; ++i) {
+    term[i] = kPaired && i < kPairedChannels ? silu_paired(p[i], p[i ^ 1], result.factor(i))
+                                             : silu_alone(p[i], result.factor(i));
   }
 }
 

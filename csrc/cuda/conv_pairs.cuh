@@ -29,15 +29,14 @@ struct PairResult {
 
   // Bit i of `bits` becomes the selector of the i-th channel.
   template <bool kNan>
-  __device__ __forceinline__ Raw<int8_t, kConvVector> result(const float (&numerator)[kConvVector],
-                                                             const float (&reciprocal)[kConvVector],
+  __device__ __forceinline__ Raw<int8_t, kConvVector> result(const SiluTerm (&term)[kConvVector],
                                                              uint32_t& bits) const {
     float q[kConvVector];
     bits = 0;
 #pragma unroll
     for (int i = 0; i < kConvVector; ++i) {
       const int c = kCodes == 1 ? 0 : i;
-      float y = numerator[i] * reciprocal[i];
+      float y = term[i].numerator * term[i].reciprocal;
       if constexpr (kNan) {
         y = y == y ? y : 0.0f;
       }
@@ -45,7 +44,7 @@ struct PairResult {
       q[i] = fmaxf(y * (is_outlier ? outer[c] : inner[c]), -kPairMax);
       bits |= is_outlier ? 1u << i : 0u;
     }
-    return pack<int8_t, kConvVector>(q);
+    return pack_nearest(q);
   }
 };
 

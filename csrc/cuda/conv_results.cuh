@@ -47,13 +47,12 @@ struct KneeResult {
 
   // kMayBeNan: inputs were not codes.
   template <bool kLean, bool kMayBeNan>
-  __device__ __forceinline__ Raw<int8_t, kConvVector> result(const float (&numerator)[kConvVector],
-                                                             const float (&reciprocal)[kConvVector]) const {
+  __device__ __forceinline__ Raw<int8_t, kConvVector> result(const SiluTerm (&term)[kConvVector]) const {
     float q[kConvVector];
 #pragma unroll
     for (int i = 0; i < kConvVector; ++i) {
       const int c = kCodes == 1 ? 0 : i;
-      float fine = fmaf(numerator[i], reciprocal[i], zero[c]);
+      float fine = fmaf(term[i].numerator, term[i].reciprocal, zero[c]);
       if constexpr (kMayBeNan) {
         fine = fine == fine ? fine : zero[c];
       }
@@ -62,7 +61,7 @@ struct KneeResult {
         q[i] = fmaxf(fminf(q[i], high[c]), low[c]);
       }
     }
-    return pack<int8_t, kConvVector>(q);
+    return pack_nearest(q);
   }
 };
 
@@ -83,12 +82,11 @@ struct TableResult {
   __device__ __forceinline__ bool is_lean() const { return true; }
 
   template <bool, bool>
-  __device__ __forceinline__ Raw<int8_t, kConvVector> result(const float (&numerator)[kConvVector],
-                                                             const float (&reciprocal)[kConvVector]) const {
+  __device__ __forceinline__ Raw<int8_t, kConvVector> result(const SiluTerm (&term)[kConvVector]) const {
     float q[kConvVector];
 #pragma unroll
     for (int i = 0; i < kConvVector; ++i) {
-      q[i] = Table::load(first + min(i, last) * step).encode(numerator[i] * reciprocal[i]);
+      q[i] = Table::load(first + min(i, last) * step).encode(term[i].numerator * term[i].reciprocal);
     }
     return pack<int8_t, kConvVector>(q);
   }
@@ -105,12 +103,11 @@ struct FloatResult {
   __device__ __forceinline__ bool is_lean() const { return true; }
 
   template <bool, bool>
-  __device__ __forceinline__ Raw<T, kConvVector> result(const float (&numerator)[kConvVector],
-                                                        const float (&reciprocal)[kConvVector]) const {
+  __device__ __forceinline__ Raw<T, kConvVector> result(const SiluTerm (&term)[kConvVector]) const {
     float y[kConvVector];
 #pragma unroll
     for (int i = 0; i < kConvVector; ++i) {
-      y[i] = numerator[i] * reciprocal[i];
+      y[i] = term[i].numerator * term[i].reciprocal;
     }
     return pack<T, kConvVector>(y);
   }

@@ -119,20 +119,21 @@ __global__ void __launch_bounds__(kConvThreads, (conv_blocks<T, Result, Selector
   // Row r of a turn, which makes room for the row that is to have its place.
   const auto finish = [&](auto lean, int r, bool exists, bool has_next) {
     constexpr bool kLean = decltype(lean)::value;
-    float value[kConvVector], sum[kConvVector], numerator[kConvVector], reciprocal[kConvVector];
+    float value[kConvVector], sum[kConvVector];
+    SiluTerm term[kConvVector];
     conv.template values<kLean>(next[r], value);
     if (has_next) {
       next[r] = load_raw<T, kConvVector>(row, x_aligned, valid);
     }
     row += s.row_stride;
     conv.feed(sums, value, sum);
-    silu_terms<kPairsReciprocals<T, Result>>(sum, result, numerator, reciprocal);
+    silu_terms<kPairsReciprocals<T, Result>>(sum, result, term);
     if constexpr (Selectors::kPairs) {
       uint32_t bits;
-      const auto codes = result.template result<kMayBeNan<T>>(numerator, reciprocal, bits);
+      const auto codes = result.template result<kMayBeNan<T>>(term, bits);
       sink.row(out, codes, bits, r, exists, out_aligned, valid);
     } else if (exists) {
-      store_raw(out, result.template result<kLean, kMayBeNan<T>>(numerator, reciprocal), out_aligned, valid);
+      store_raw(out, result.template result<kLean, kMayBeNan<T>>(term), out_aligned, valid);
     }
     out += p.channels;
   };

@@ -74,7 +74,8 @@ __global__ void __launch_bounds__(kTokenThreads)
   for (int j = 0; j < kSequences; ++j) {
     const bool exists = j < count;
     ConvSums sums = conv.start();
-    float sum[kConvVector], numerator[kConvVector], reciprocal[kConvVector];
+    float sum[kConvVector];
+    SiluTerm term[kConvVector];
 #pragma unroll
     for (int k = 0; k < kMaxTaps; ++k) {
       if (k >= missing) {
@@ -90,17 +91,17 @@ __global__ void __launch_bounds__(kTokenThreads)
                   valid);
       }
     }
-    silu_terms<kPairsReciprocals<T, Result>>(sum, result, numerator, reciprocal);
+    silu_terms<kPairsReciprocals<T, Result>>(sum, result, term);
     if constexpr (Selectors::kPairs) {
       uint32_t bits;
-      const auto codes = result.template result<kMayBeNan<T>>(numerator, reciprocal, bits);
+      const auto codes = result.template result<kMayBeNan<T>>(term, bits);
       [[maybe_unused]] __shared__ uint32_t kept[Selectors::kLists ? kTileWords : 1][kTokenThreads];
       const int64_t batch = min(first, static_cast<int64_t>(s.batch) - 1);
       SelectorSink<Selectors> sink(selectors, kept, batch, 0, channel, p.channels, exists ? 1 : 0);
       sink.row(out, codes, bits, 0, exists, kFast || s.out_aligned, valid);
       sink.close();
     } else if (exists) {
-      store_raw(out + j * p.channels, result.template result<false, kMayBeNan<T>>(numerator, reciprocal),
+      store_raw(out + j * p.channels, result.template result<false, kMayBeNan<T>>(term),
                 kFast || s.out_aligned, valid);
     }
   }

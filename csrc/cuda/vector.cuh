@@ -162,33 +162,58 @@ __device__ __forceinline__ uint32_t pack_bytes(uint32_t a, uint32_t b, uint32_t 
   return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
 }
 
-// Four numbers as bytes, the first lowest: rounded to the nearest integer (ties to even) and saturated. From
-// Hopper on a pair of conversions and the packing of both is one instruction, which issues like an addition.
-__device__ __forceinline__ uint32_t pack_rounded(float a, float b, float c, float d) {
+// Four numbers as bytes, the first lowest: rounded to the nearest integer (ties to even) or, unless kNearest,
+// toward zero, and saturated. NaN is 0. From Hopper on a pair of conversions and the packing of both is one
+// instruction, which issues like a minimum; elsewhere numbers to be truncated must be integers.
+template <bool kNearest>
+__device__ __forceinline__ uint32_t pack_numbers(float a, float b, float c, float d) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  uint32_t packed;
-  asm("{\n\t.reg .s32 a, b, c, d;\n\t.reg .b32 high;\n\t"
-      "cvt.rni.s32.f32 a, %1;\n\tcvt.rni.s32.f32 b, %2;\n\t"
-      "cvt.rni.s32.f32 c, %3;\n\tcvt.rni.s32.f32 d, %4;\n\t"
-      "cvt.pack.sat.s8.s32.b32 high, d, c, 0;\n\t"
-      "cvt.pack.sat.s8.s32.b32 %0, b, a, high;\n\t}"
-      : "=r"(packed)
-      : "f"(a), "f"(b), "f"(c), "f"(d));
+  const auto integer = [](float x) {
+    int i;
+    if constexpr (kNearest) {
+      asm("cvt.rni.s32.f32 %0, %1;" : "=r"(i) : "f"(x));
+    } else {
+      asm("cvt.rzi.s32.f32 %0, %1;" : "=r"(i) : "f"(x));
+    }
+    return i;
+  };
+  uint32_t high, packed;
+  asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, 0;" : "=r"(high) : "r"(integer(d)), "r"(integer(c)));
+  asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(packed) : "r"(integer(b)), "r"(integer(a)), "r"(high));
   return packed;
 #else
-  const auto bits = [](float x) { return __float_as_uint(fminf(fmaxf(x, -128.0f), 127.0f) + kIntegerBias); };
+  const auto bits = [](float x) {
+    return __float_as_uint(fminf(fmaxf(x == x ? x : 0.0f, -128.0f), 127.0f) + kIntegerBias);
+  };
   return pack_bytes(bits(a), bits(b), bits(c), bits(d));
 #endif
 }
 
-// Floating point values to T; codes are given as integers in fp32.
+// What packing makes round_half_away(t) of by leaving out the fraction, |t| < 2^22: a sum rounded toward zero
+// does not reach the next integer.
+__device__ __forceinline__ float before_packing(float t) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  return __fadd_rz(t, copysignf(0.5f, t));
+#else
+  return round_half_away(t);
+#endif
+}
+
+// The larger of two numbers; NaN stays.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
+// Floating point values to T; codes are given as integers in fp32, or before_packing.
 template <class T, int V>
 __device__ __forceinline__ Raw<T, V> pack(const float (&x)[V]) {
   Raw<T, V> raw;
 #pragma unroll
   for (int i = 0; i < Raw<T, V>::kWords; ++i) {
     if constexpr (sizeof(T) == 1) {
-      raw.word[i] = pack_rounded(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
+      raw.word[i] = pack_numbers<false>(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
     } else if constexpr (sizeof(T) == 2) {
       const T pair[2] = {from_float<T>(x[2 * i]), from_float<T>(x[2 * i + 1])};
       memcpy(&raw.word[i], pair, 4);
@@ -196,6 +221,14 @@ __device__ __forceinline__ Raw<T, V> pack(const float (&x)[V]) {
       raw.word[i] = __float_as_uint(x[i]);
     }
   }
+  return raw;
+}
+
+// Codes to the nearest integer.
+__device__ __forceinline__ Raw<int8_t, 8> pack_nearest(const float (&x)[8]) {
+  Raw<int8_t, 8> raw;
+  raw.word[0] = pack_numbers<true>(x[0], x[1], x[2], x[3]);
+  raw.word[1] = pack_numbers<true>(x[4], x[5], x[6], x[7]);
   return raw;
 }
 
