@@ -31,7 +31,7 @@ struct Place {
   }
 };
 
-// One thread's share of the exact codes of SelectorSink::row.
+// The exact codes of a thread's channels.
 struct ExactPairs {
   const float* rows;
   int64_t step, first, last;
@@ -77,7 +77,9 @@ __global__ void __launch_bounds__(kThreads)
       if (exists) {
         unpack(load_raw<T, kPairVector>(x, s.in_aligned, at.valid), value);
       }
-      sink.row(codes, result, value, r, exists, s.out_aligned, at.valid);
+      uint32_t bits;
+      const Raw<int8_t, kPairVector> own = result.result(value, bits);
+      sink.row(codes, own, bits, r, exists, s.out_aligned, at.valid);
       x += s.row_stride;
       codes += s.channels;
     }
