@@ -1,84 +1,253 @@
 // The kernel of the selective scan: the recurrence of one block of scan.cuh, tile by tile.
 #pragma once
 
+#include "residency.cuh"
 #include "scan.cuh"
 
 namespace dualscale {
 
-template <bool kAllCodes, bool kFast, int kStates, int kSplit, int kBlocks, class Selectors>
-__global__ void __launch_bounds__(kScanThreads, resident_blocks(kBlocks))
-    scan(const __grid_constant__ ScanArguments a) {
-  using Block = ScanBlock<kAllCodes, kFast, kStates, kSplit, Selectors>;
-  __shared__ __align__(16) typename Block::Shared shared;
-  Block block(a, shared);
-  const int64_t channel = block.first_channel + threadIdx.x % Block::kChannels;
-  const int first_state = threadIdx.x / Block::kChannels * kStates;
-  const int64_t state = (block.batch * a.in.channels + channel) * a.in.states + first_state;
-  const int present = channel < a.in.channels ? a.in.states - first_state : 0;
-  float A[kStates], h[kStates];
+template <class Shape, class Selectors>
+struct ScanRun : ScanBlock<Shape, Selectors> {
+  using Block = ScanBlock<Shape, Selectors>;
+  using Block::a, Block::s, Block::part, Block::channel;
+  using Block::kBatch, Block::kBatches, Block::kLanes, Block::kOwn, Block::kStates, Block::kTile;
+  using Block::kChannels, Block::kWarpChannels;
+  using typename Block::Own, typename Block::Shared;
+  static constexpr int kQuad = 4;  // tokens of a vector of B or C
+
+  float A[kStates], h[kStates];  // A times log2(e)
+
+  using Block::Block;
+
+  // The index of a lane's first state, kLanes apart from the next; how many exist.
+  __device__ __forceinline__ int64_t state_at() const {
+    return (this->batch * a.in.channels + this->first_channel + channel) * a.in.states + part;
+  }
+  __device__ __forceinline__ bool has_state(int i) const {
+    return this->first_channel + channel < a.in.channels && part + kLanes * i < a.in.states;
+  }
+
+  __device__ __forceinline__ void load_states() {
+    const int64_t rates = (this->first_channel + channel) * a.in.states + part;
 #pragma unroll
-  for (int n = 0; n < kStates; ++n) {
-    A[n] = n < present ? kLog2e * a.in.A[channel * a.in.states + first_state + n] : 0.0f;
-    h[n] = n < present && a.initial ? a.initial[state + n] : 0.0f;
+    for (int i = 0; i < kStates; ++i) {
+      A[i] = has_state(i) ? kLog2e * a.in.A[rates + kLanes * i] : 0.0f;
+      h[i] = has_state(i) && a.initial ? a.initial[state_at() + kLanes * i] : 0.0f;
+    }
   }
-  constexpr int64_t kTile = Block::kTile;
-  block.template fetch<false>(0);
-  if constexpr (Selectors::kLists) {
-    block.selectors.clear(shared);
-    __syncthreads();
-    block.selectors.spread(shared, a.selectors, 0);
-    __syncthreads();
-  } else if constexpr (Selectors::kPairs) {
-    block.fetch_bits(0);
+
+  __device__ __forceinline__ void store_states() const {
+#pragma unroll
+    for (int i = 0; i < kStates; ++i) {
+      if (has_state(i)) {
+        a.last[state_at() + kLanes * i] = h[i];
+      }
+    }
   }
-  for (int64_t start = 0; start < a.in.length; start += kTile) {
-    const bool whole = start + kTile <= a.in.length;
-    if (whole) {
-      block.template prepare<true>(start);
-      block.template fetch_gate<true>(start);
+
+  // Advances state i over four tokens; `step` are delta and delta * u of each.
+  template <int i, bool kFirst>
+  __device__ __forceinline__ void advance_state(const float4 (&step)[2], const float* B, const float* C,
+                                                float (&y)[kQuad]) {
+    constexpr int kAway = kLanes * i * (kTile + 4);
+    const float4 b = *reinterpret_cast<const float4*>(B + kAway);
+    const float4 c = *reinterpret_cast<const float4*>(C + kAway);
+    const auto token = [&](float delta, float input, float b, float c, float& y) {
+      h[i] = fmaf(exp2_approx(delta * A[i]), h[i], __fmul_rn(input, b));
+      y = kFirst ? __fmul_rn(h[i], c) : fmaf(h[i], c, y);
+    };
+    token(step[0].x, step[0].y, b.x, c.x, y[0]);
+    token(step[0].z, step[0].w, b.y, c.y, y[1]);
+    token(step[1].x, step[1].y, b.z, c.z, y[2]);
+    token(step[1].z, step[1].w, b.w, c.w, y[3]);
+  }
+
+  // The same for states kFirst, kFirst + kEvery and so on, with the sums of their parts of y: pairs half of
+  // all states apart first, then pairs of pairs, as sum_parts goes on between lanes.
+  template <int kFirst, int kEvery>
+  __device__ __forceinline__ void advance(const float4 (&step)[2], const float* B, const float* C,
+                                          float (&y)[kQuad]) {
+    if constexpr (2 * kEvery == kStates) {
+      advance_state<kFirst, true>(step, B, C, y);
+      advance_state<kFirst + kEvery, false>(step, B, C, y);
     } else {
-      block.template prepare<false>(start);
-      block.template fetch_gate<false>(start);
+      float other[kQuad];
+      advance<kFirst, 2 * kEvery>(step, B, C, y);
+      advance<kFirst + kEvery, 2 * kEvery>(step, B, C, other);
+#pragma unroll
+      for (int t = 0; t < kQuad; ++t) {
+        y[t] = __fadd_rn(y[t], other[t]);
+      }
     }
+  }
+
+  // The recurrence over a batch.
+  __device__ __forceinline__ void recur(int64_t tile, int b, float (&y)[kBatch]) {
+    const int warp = threadIdx.x / 32;
+    const auto* steps = reinterpret_cast<const float4*>(
+        s.steps[warp][(tile * kBatches + b) & 1][channel % kWarpChannels]);
+    const auto& states = s.states[tile & 1];
+#pragma unroll
+    for (int q = 0; q < kBatch / kQuad; ++q) {
+      const float4 step[2] = {steps[2 * q], steps[2 * q + 1]};
+      float part_of_y[kQuad];
+      const int token = b * kBatch + q * kQuad;
+      advance<0, 1>(step, &states[0][part][token], &states[1][part][token], part_of_y);
+#pragma unroll
+      for (int t = 0; t < kQuad; ++t) {
+        y[q * kQuad + t] = part_of_y[t];
+      }
+    }
+  }
+
+  // Sums over the lanes of a channel: afterwards y[o] is the whole sum of token part * kOwn + o. In each round
+  // two lanes share the tokens that both have: each gives half of them away.
+  __device__ __forceinline__ void sum_parts(float (&y)[kBatch]) const {
+#pragma unroll
+    for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
+      const int half = kOwn * lanes;
+      const bool upper = (part & lanes) != 0;
+      const int distance = lanes == 1 ? 1 : 2 * lanes;  // the second bit of a lane is the channel's
+#pragma unroll
+      for (int i = 0; i < half; ++i) {
+        const float kept = upper ? y[i + half] : y[i];
+        const float given = upper ? y[i] : y[i + half];
+        y[i] = __fadd_rn(kept, __shfl_xor_sync(0xffffffffu, given, distance));
+      }
+    }
+  }
+
+  // Adds D u and gates, after sum_parts.
+  __device__ __forceinline__ void finish(int64_t tile, int b, const float (&y)[kBatch], const Own& own) const {
+#pragma unroll
+    for (int o = 0; o < kOwn; ++o) {
+      const int token = b * kBatch + part * kOwn + o;
+      float gate = own.gate[o];
+      if constexpr (!Block::kLater) {
+        gate = this->gate_of(s.stage[tile % Block::kStages].z[token]);
+      }
+      s.sums[tile & (Block::kSums - 1)][token][channel] = fmaf(this->skip, own.u[o], y[o]) * gate;
+    }
+  }
+
+  // Stores the results of a tile, four channels at a time.
+  __device__ __forceinline__ void store(int64_t tile) const {
+    constexpr int kGroups = Block::kGroups, kItems = kTile * kGroups;
+    constexpr int kTurns = (kItems + kScanThreads - 1) / kScanThreads;
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int item = turn * kScanThreads + threadIdx.x;
+      const int row = item / kGroups, column = item % kGroups * 4;
+      const int64_t token = tile * kTile + row, left = a.in.channels - this->first_channel - column;
+      if (item < kItems && token < a.in.length && left > 0) {
+        const auto four =
+            *reinterpret_cast<const float4*>(&s.sums[tile & (Block::kSums - 1)][row][column]);
+        const float y[4] = {four.x, four.y, four.z, four.w};
+        const int64_t at =
+            (this->batch * a.in.length + token) * a.in.channels + this->first_channel + column;
+        store_four(a.y, a.result, at, y, a.in.channels % 4 == 0, static_cast<int>(min(left, int64_t{4})));
+      }
+    }
+  }
+
+  // One tile, whose first batch is prepared; afterwards that of the next tile is.
+  __device__ __forceinline__ void walk(int64_t tile, Own& before, Own& now, float (&y_before)[kBatch]) {
+#pragma unroll
+    for (int b = 0; b < kBatches; ++b) {
+      const bool last = b == kBatches - 1;
+      float y[kBatch];
+      Own next;
+      if (last) {
+        this->spread_selectors((tile + 1) * kTile);
+      }
+      if constexpr (Block::kLater) {
+        sum_parts(y_before);
+      }
+      recur(tile, b, y);
+      if constexpr (!Block::kLater) {
+        sum_parts(y);
+        finish(tile, b, y, now);
+      }
+      this->prepare(last ? tile + 1 : tile, last ? 0 : b + 1, next);
+      if constexpr (Block::kLater) {
+        finish(b == 0 ? tile - 1 : tile, b == 0 ? kBatches - 1 : b - 1, y_before, before);
+      }
+      __syncwarp();
+      before = now;
+      now = next;
+#pragma unroll
+      for (int t = 0; t < kBatch; ++t) {
+        y_before[t] = y[t];
+      }
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    constexpr int kLag = Block::kLag;
+    const int64_t tiles = (a.in.length + kTile - 1) / kTile;
+    this->open_streams();
+#pragma unroll 1
+    for (int64_t tile = 0; tile < Block::kStages - 1; ++tile) {
+      this->copy(tile);
+    }
+    load_states();
+    this->load_parameters();
+    if constexpr (Selectors::kPairs) {
+      this->selectors.fetch(a.selectors, this->place(), 0);
+    }
+    wait_for_all_but<1>();
     __syncthreads();
-    if (start + 2 * kTile <= a.in.length) {
-      block.template fetch<true>(start + kTile);
-    } else {
-      block.template fetch<false>(start + kTile);
-    }
-    if constexpr (Selectors::kLists) {
-      block.selectors.clear(shared);
-    }
-    block.recur(A, h);
-    if constexpr (Selectors::kPairs && !Selectors::kLists) {
-      block.fetch_bits(start + kTile);
-    }
+    this->spread_selectors(0);
+    this->decode_states(0);
+    Own before{}, now;
+    float y_before[kBatch] = {};
+    this->prepare(0, 0, now);
     __syncthreads();
-    whole ? block.template finish<true>(start) : block.template finish<false>(start);
-    if constexpr (Selectors::kLists) {
-      block.selectors.spread(shared, a.selectors, start + kTile);
+#pragma unroll 1
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      this->copy(tile + Block::kStages - 1);
+      if (tile >= kLag) {
+        store(tile - kLag);
+      }
+      this->decode_states(tile + 1);
+      walk(tile, before, now, y_before);
+      wait_for_all_but<1>();  // those of tile + 2 have arrived, and the barrier makes them seen
       __syncthreads();
     }
-  }
-#pragma unroll
-  for (int n = 0; n < kStates; ++n) {
-    if (n < present) {
-      a.last[state + n] = h[n];
+    if constexpr (Block::kLater) {
+      sum_parts(y_before);
+      finish(tiles - 1, kBatches - 1, y_before, before);
+      __syncthreads();
     }
+    for (int64_t tile = max(tiles - kLag, int64_t{0}); tile < tiles; ++tile) {
+      store(tile);
+    }
+    store_states();
   }
-}
+};
+
+extern __shared__ float4 scan_memory[];
 
 // kBlocks are what the registers shall suffice for.
-template <bool kAllCodes, bool kFast, int kStates, int kSplit, int kBlocks, class Selectors = NoSelectors>
+template <class Shape, int kBlocks, class Selectors>
+__global__ void __launch_bounds__(kScanThreads, resident_blocks(kBlocks))
+    scan(const __grid_constant__ ScanArguments a) {
+  ScanRun<Shape, Selectors> run(a, *reinterpret_cast<typename Shape::Shared*>(scan_memory));
+  run.run();
+}
+
+template <bool kCodes, int kStates, int kLanes, int kBlocks, class Selectors = NoSelectors>
 void launch_scan(const ScanArguments& a, cudaStream_t stream) {
-  constexpr int64_t kChannels = kScanThreads / kSplit;
-  const int64_t blocks = a.in.batch * ceil_div(a.in.channels, kChannels);
-  scan<kAllCodes, kFast, kStates, kSplit, kBlocks, Selectors>
-      <<<grid_of("selective_scan", blocks), kScanThreads, 0, stream>>>(a);
+  using Shape = ScanShape<kCodes, kStates, kLanes>;
+  const int64_t blocks = a.in.batch * ceil_div(a.in.channels, Shape::kChannels);
+  const auto kernel = scan<Shape, kBlocks, Selectors>;
+  constexpr size_t kBytes = sizeof(typename Shape::Shared);
+  allow_shared(kernel, kBytes);
+  kernel<<<grid_of("selective_scan", blocks), kScanThreads, kBytes, stream>>>(a);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// In scan_pairs.cu: u has two scales. `states` a thread where `fast`.
-void launch_pairs(const ScanArguments& a, bool fast, int states, cudaStream_t stream);
+// In scan_pairs.cu: u has two scales. `states` a lane of sixteen.
+void launch_pairs(const ScanArguments& a, bool all_codes, int states, cudaStream_t stream);
 
 }  // namespace dualscale
