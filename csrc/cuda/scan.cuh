@@ -92,7 +92,8 @@ struct ScanBlock : Shape {
 
   const ScanArguments& a;
   Shared& s;
-  int64_t batch, first_channel;
+  int batch, first_channel;
+  int length;
   int part, channel;  // of this lane: which states, which channel of the block
   Scaled u_code;      // of pairs both scales alone
   Scaled delta_code;
@@ -102,7 +103,8 @@ struct ScanBlock : Shape {
   __device__ ScanBlock(const ScanArguments& arguments, Shared& shared) : a(arguments), s(shared) {
     const unsigned pieces = static_cast<unsigned>((a.in.channels + kChannels - 1) / kChannels);
     batch = blockIdx.x / pieces;
-    first_channel = static_cast<int64_t>(blockIdx.x % pieces) * kChannels;
+    first_channel = static_cast<int>(blockIdx.x % pieces * kChannels);
+    length = static_cast<int>(a.in.length);
     // The second bit of a lane tells channels apart: lanes n and n ^ 2 read the same B and C, lanes n and
     // n ^ 1 the same steps, which halves the cycles of such a load.
     const int lane = threadIdx.x % 32, rest = (lane & 1) | (lane >> 2 << 1);
@@ -127,7 +129,7 @@ struct ScanBlock : Shape {
 
   // Parameters of this lane's channel, and the table of gates.
   __device__ void load_parameters() {
-    const int64_t at = min(first_channel + channel, a.in.channels - 1);
+    const int64_t at = min(first_channel + channel, static_cast<int>(a.in.channels) - 1);
     const CodeView& code = a.in.u.code;
     if constexpr (Selectors::kPairs) {
       const Pair pair = Pair::load(code.rows + (code.per_channel ? at * kPairWidth : 0));
@@ -152,9 +154,9 @@ struct ScanBlock : Shape {
   static __device__ __forceinline__ float biased(uint32_t byte) { return __uint_as_float(byte ^ 0x4b000080u); }
 
   // Starts the copies of a tile, one warp an array.
-  __device__ __forceinline__ void copy(int64_t tile) const {
-    const int64_t start = tile * kTile;
-    const int rows = static_cast<int>(min(max(a.in.length - start, int64_t{0}), int64_t{kTile}));
+  __device__ __forceinline__ void copy(int tile) const {
+    const int start = tile * kTile;
+    const int rows = min(length - start, kTile);  // or fewer than none
     Stage& to = s.stage[tile % Shape::kStages];
     const int warp = threadIdx.x / 32;
     if (warp < 3) {
@@ -183,7 +185,7 @@ struct ScanBlock : Shape {
   }
 
   // Four neighbouring tokens' B or C of one state; what does not exist is zero, unless a step of 0 hides it.
-  __device__ __forceinline__ float4 four_states(int matrix, int64_t tile, int state, int token) const {
+  __device__ __forceinline__ float4 four_states(int matrix, int tile, int state, int token) const {
     const Input& input = matrix == 0 ? a.in.B : a.in.C;
     const Scaled code = s.codes[matrix];
     const Stage& stage = s.stage[tile % Shape::kStages];
@@ -194,9 +196,9 @@ struct ScanBlock : Shape {
         x[t] = code.value(biased(stage.states[matrix][token + t][state]));
         continue;
       }
-      const int64_t row = tile * kTile + token + t;
+      const int row = tile * kTile + token + t;
       x[t] = 0.0f;
-      if (row < a.in.length && state < a.in.states) {
+      if (row < length && state < a.in.states) {
         if constexpr (kRawStates) {
           x[t] = raw_value(stage.states[matrix][token + t], state, input.kind);
         } else {
@@ -211,18 +213,25 @@ struct ScanBlock : Shape {
   }
 
   // Decodes the B and C of a tile.
-  __device__ __forceinline__ void decode_states(int64_t tile) const {
+  __device__ __forceinline__ void decode_states(int tile) const {
     constexpr int kItems = kPadded * kTile / 4;  // of B or of C
-    constexpr int kTurns = (2 * kItems + kScanThreads - 1) / kScanThreads;
-#pragma unroll(kTurns <= 2 ? kTurns : 1)
-    for (int turn = 0; turn < kTurns; ++turn) {
-      const int item = turn * kScanThreads + threadIdx.x;
-      const int matrix = item / kItems, state = item % kPadded, token = item % kItems / kPadded * 4;
-      if (2 * kItems % kScanThreads == 0 || item < 2 * kItems) {
-        auto* to = &s.states[tile & 1][matrix][state][token];
-        *reinterpret_cast<float4*>(to) = four_states(matrix, tile, state, token);
+    static_assert(kItems % kScanThreads == 0 || 2 * kItems <= kScanThreads, "a thread has one matrix or both");
+    if constexpr (kItems >= kScanThreads) {
+#pragma unroll
+      for (int matrix = 0; matrix < 2; ++matrix) {
+        for (int turn = 0; turn < kItems / kScanThreads; ++turn) {
+          decode_item(matrix, tile, turn * kScanThreads + threadIdx.x);
+        }
       }
+    } else if (2 * kItems == kScanThreads || threadIdx.x < 2 * kItems) {
+      decode_item(threadIdx.x / kItems, tile, threadIdx.x % kItems);
     }
+  }
+
+  __device__ __forceinline__ void decode_item(int matrix, int tile, int item) const {
+    const int state = item % kPadded, token = item / kPadded * 4;
+    auto* to = &s.states[tile & 1][matrix][state][token];
+    *reinterpret_cast<float4*>(to) = four_states(matrix, tile, state, token);
   }
 
   __device__ __forceinline__ float decoded_u(const uint8_t* row, bool is_outer) const {
@@ -235,7 +244,7 @@ struct ScanBlock : Shape {
         if (code.rows == nullptr) {
           return x;
         }
-        const int64_t at = min(first_channel + channel, a.in.channels - 1);
+        const int64_t at = min(first_channel + channel, static_cast<int>(a.in.channels) - 1);
         return __ldg(code.rows + (code.per_channel ? at * kTableWidth : 0) + (__float_as_uint(x) & 0xffu));
       }
       return u_code.value(x);
@@ -256,7 +265,7 @@ struct ScanBlock : Shape {
 
   // Selectors of the 32 tokens from `start` on, which begin with a list's; at any other start those there are
   // last. The next are fetched.
-  __device__ __forceinline__ void spread_selectors(int64_t start) {
+  __device__ __forceinline__ void spread_selectors(int start) {
     if constexpr (Selectors::kPairs) {
       if (start % kListTokens == 0) {
         selectors.spread(a.selectors, place(), start, s.selectors[threadIdx.x / 32]);
@@ -267,10 +276,10 @@ struct ScanBlock : Shape {
 
   // Decodes this lane's tokens of a batch and hands delta and delta * u to the channel's other lanes, who read
   // them behind __syncwarp().
-  __device__ __forceinline__ void prepare(int64_t tile, int b, Own& own) const {
+  __device__ __forceinline__ void prepare(int tile, int b, Own& own) const {
     const Stage& stage = s.stage[tile % Shape::kStages];
-    const int64_t start = tile * kTile;
-    const int left = static_cast<int>(min(a.in.length - start, int64_t{kTile}));
+    const int start = tile * kTile;
+    const int left = length - start;
     const bool coded = kCodes || a.in.delta.code.rows != nullptr;
     float step[2 * kOwn];
 #pragma unroll

@@ -71,7 +71,7 @@ struct RowCopy {
     }
   }
 
-  static __device__ __forceinline__ void run(const Stream& stream, int64_t start, int rows, uint8_t* to) {
+  static __device__ __forceinline__ void run(const Stream& stream, int start, int rows, uint8_t* to) {
     const int64_t stride = stream.stride;
     const uint8_t* from = stream.from + start * stride;
     switch (stream.piece) {

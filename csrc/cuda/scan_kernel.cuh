@@ -21,14 +21,14 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
 
   // The index of a lane's first state, kLanes apart from the next; how many exist.
   __device__ __forceinline__ int64_t state_at() const {
-    return (this->batch * a.in.channels + this->first_channel + channel) * a.in.states + part;
+    return (int64_t{this->batch} * a.in.channels + this->first_channel + channel) * a.in.states + part;
   }
   __device__ __forceinline__ bool has_state(int i) const {
     return this->first_channel + channel < a.in.channels && part + kLanes * i < a.in.states;
   }
 
   __device__ __forceinline__ void load_states() {
-    const int64_t rates = (this->first_channel + channel) * a.in.states + part;
+    const int64_t rates = int64_t{this->first_channel + channel} * a.in.states + part;
 #pragma unroll
     for (int i = 0; i < kStates; ++i) {
       A[i] = has_state(i) ? kLog2e * a.in.A[rates + kLanes * i] : 0.0f;
@@ -82,7 +82,7 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
   }
 
   // The recurrence over a batch.
-  __device__ __forceinline__ void recur(int64_t tile, int b, float (&y)[kBatch]) {
+  __device__ __forceinline__ void recur(int tile, int b, float (&y)[kBatch]) {
     const int warp = threadIdx.x / 32;
     const auto* steps = reinterpret_cast<const float4*>(
         s.steps[warp][(tile * kBatches + b) & 1][channel % kWarpChannels]);
@@ -100,6 +100,15 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
     }
   }
 
+  // One instruction; the compiler would make exchanges of registers of two such, which take more.
+  static __device__ __forceinline__ float either(bool first, float a, float b) {
+    float x;
+    asm("{\n.reg .pred p;\nsetp.ne.b32 p, %3, 0;\nselp.f32 %0, %1, %2, p;\n}"
+        : "=f"(x)
+        : "f"(a), "f"(b), "r"(static_cast<int>(first)));
+    return x;
+  }
+
   // Sums over the lanes of a channel: afterwards y[o] is the whole sum of token part * kOwn + o. In each round
   // two lanes share the tokens that both have: each gives half of them away.
   __device__ __forceinline__ void sum_parts(float (&y)[kBatch]) const {
@@ -110,15 +119,14 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
       const int distance = lanes == 1 ? 1 : 2 * lanes;  // the second bit of a lane is the channel's
 #pragma unroll
       for (int i = 0; i < half; ++i) {
-        const float kept = upper ? y[i + half] : y[i];
-        const float given = upper ? y[i] : y[i + half];
+        const float kept = either(upper, y[i + half], y[i]), given = either(upper, y[i], y[i + half]);
         y[i] = __fadd_rn(kept, __shfl_xor_sync(0xffffffffu, given, distance));
       }
     }
   }
 
   // Adds D u and gates, after sum_parts.
-  __device__ __forceinline__ void finish(int64_t tile, int b, const float (&y)[kBatch], const Own& own) const {
+  __device__ __forceinline__ void finish(int tile, int b, const float (&y)[kBatch], const Own& own) const {
 #pragma unroll
     for (int o = 0; o < kOwn; ++o) {
       const int token = b * kBatch + part * kOwn + o;
@@ -131,27 +139,31 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
   }
 
   // Stores the results of a tile, four channels at a time.
-  __device__ __forceinline__ void store(int64_t tile) const {
-    constexpr int kGroups = Block::kGroups, kItems = kTile * kGroups;
-    constexpr int kTurns = (kItems + kScanThreads - 1) / kScanThreads;
+  __device__ __forceinline__ void store(int tile) const {
+    constexpr int kGroups = Block::kGroups, kItems = kTile * kGroups, kStep = kScanThreads / kGroups;
+    const int row = threadIdx.x / kGroups, column = threadIdx.x % kGroups * 4;
+    const int left = static_cast<int>(a.in.channels) - this->first_channel - column;
+    const int64_t at = (int64_t{this->batch} * a.in.length + tile * kTile + row) * a.in.channels +
+                       this->first_channel + column;
 #pragma unroll
-    for (int turn = 0; turn < kTurns; ++turn) {
-      const int item = turn * kScanThreads + threadIdx.x;
-      const int row = item / kGroups, column = item % kGroups * 4;
-      const int64_t token = tile * kTile + row, left = a.in.channels - this->first_channel - column;
-      if (item < kItems && token < a.in.length && left > 0) {
-        const auto four =
-            *reinterpret_cast<const float4*>(&s.sums[tile & (Block::kSums - 1)][row][column]);
-        const float y[4] = {four.x, four.y, four.z, four.w};
-        const int64_t at =
-            (this->batch * a.in.length + token) * a.in.channels + this->first_channel + column;
-        store_four(a.y, a.result, at, y, a.in.channels % 4 == 0, static_cast<int>(min(left, int64_t{4})));
+    for (int turn = 0; turn * kScanThreads < kItems; ++turn) {
+      const int here = row + turn * kStep;
+      if ((kItems % kScanThreads != 0 && here >= kTile) || tile * kTile + here >= this->length || left <= 0) {
+        return;
+      }
+      const auto four = *reinterpret_cast<const float4*>(&s.sums[tile & (Block::kSums - 1)][here][column]);
+      const float y[4] = {four.x, four.y, four.z, four.w};
+      const int64_t to = at + turn * kStep * a.in.channels;
+      if (a.in.channels % 4 == 0) {
+        store_whole_four(a.y, a.result, to, y);
+      } else {
+        store_four(a.y, a.result, to, y, false, min(left, 4));
       }
     }
   }
 
   // One tile, whose first batch is prepared; afterwards that of the next tile is.
-  __device__ __forceinline__ void walk(int64_t tile, Own& before, Own& now, float (&y_before)[kBatch]) {
+  __device__ __forceinline__ void walk(int tile, Own& before, Own& now, float (&y_before)[kBatch]) {
 #pragma unroll
     for (int b = 0; b < kBatches; ++b) {
       const bool last = b == kBatches - 1;
@@ -184,10 +196,10 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
 
   __device__ __forceinline__ void run() {
     constexpr int kLag = Block::kLag;
-    const int64_t tiles = (a.in.length + kTile - 1) / kTile;
+    const int tiles = (this->length + kTile - 1) / kTile;
     this->open_streams();
 #pragma unroll 1
-    for (int64_t tile = 0; tile < Block::kStages - 1; ++tile) {
+    for (int tile = 0; tile < Block::kStages - 1; ++tile) {
       this->copy(tile);
     }
     load_states();
@@ -204,7 +216,7 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
     this->prepare(0, 0, now);
     __syncthreads();
 #pragma unroll 1
-    for (int64_t tile = 0; tile < tiles; ++tile) {
+    for (int tile = 0; tile < tiles; ++tile) {
       this->copy(tile + Block::kStages - 1);
       if (tile >= kLag) {
         store(tile - kLag);
@@ -219,7 +231,7 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
       finish(tiles - 1, kBatches - 1, y_before, before);
       __syncthreads();
     }
-    for (int64_t tile = max(tiles - kLag, int64_t{0}); tile < tiles; ++tile) {
+    for (int tile = max(tiles - kLag, 0); tile < tiles; ++tile) {
       store(tile);
     }
     store_states();
