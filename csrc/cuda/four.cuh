@@ -156,12 +156,20 @@ __device__ __forceinline__ void store_whole_four(void* to, Kind kind, int64_t of
     return;
   }
   uint32_t word[2];
+  const auto halves = [&](int i) {
+    const __half2 pair = __floats2half2_rn(x[2 * i], x[2 * i + 1]);
+    memcpy(&word[i], &pair, 4);
+  };
+  const auto bfloats = [&](int i) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
+    memcpy(&word[i], &pair, 4);
+  };
   if (kind == Kind::kHalf) {
-    const auto raw = pack<__half, 4>(x);
-    word[0] = raw.word[0], word[1] = raw.word[1];
+    halves(0);
+    halves(1);
   } else {
-    const auto raw = pack<__nv_bfloat16, 4>(x);
-    word[0] = raw.word[0], word[1] = raw.word[1];
+    bfloats(0);
+    bfloats(1);
   }
   asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(static_cast<uint16_t*>(to) + offset), "r"(word[0]),
                "r"(word[1])

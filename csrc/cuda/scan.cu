@@ -23,29 +23,17 @@ int states_of_lane(const ScanArguments& a, int device) {
   return best;
 }
 
-template <bool kCodes>
-void launch_sixteen(const ScanArguments& a, int states, cudaStream_t stream) {
-  switch (states) {
-    case 2:
-      return launch_scan<kCodes, 2, 8, 4>(a, stream);
-    case 4:
-      return launch_scan<kCodes, 4, 4, 4>(a, stream);
-    default:
-      return launch_scan<kCodes, 8, 2, kCodes ? 5 : 4>(a, stream);
-  }
-}
-
 void launch_any(const ScanArguments& a, cudaStream_t stream) {
   if (a.in.states <= 32) {
-    return launch_scan<false, 4, 8, 4>(a, stream);
+    return launch_scan<ScanShape<false, 4, 8>, 4>(a, stream);
   }
   if (a.in.states <= 64) {
-    return launch_scan<false, 8, 8, 4>(a, stream);
+    return launch_scan<ScanShape<false, 8, 8>, 4>(a, stream);
   }
   if (a.in.states <= 128) {
-    return launch_scan<false, 16, 8, 3>(a, stream);
+    return launch_scan<ScanShape<false, 16, 8>, 3>(a, stream);
   }
-  launch_scan<false, 32, 8, 2>(a, stream);
+  launch_scan<ScanShape<false, 32, 8>, 2>(a, stream);
 }
 
 std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor& u_code, const Tensor& delta,

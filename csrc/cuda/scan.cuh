@@ -16,8 +16,9 @@
 #pragma once
 
 #include "scan_copies.cuh"
-#include "scan_selectors.cuh"
+
 #include "ssm.cuh"
+#include "scan_selectors.cuh"
 
 namespace dualscale {
 
@@ -38,10 +39,13 @@ struct ScanArguments {
 // i + 3 are started: four stages. It reads B and C of tile i and writes those of i + 1: two buffers. It writes
 // results of tile i, or with kLater of i - 1 and i, and stores those of i - kLag, complete since the barrier:
 // kSums buffers, so that none is written before it was stored, one barrier at least between.
-template <bool kAllCodes, int kStatesOfLane, int kLanesOfChannel>
+template <bool kAllCodes, int kStatesOfLane, int kLanesOfChannel, bool kTableOfSteps = false>
 struct ScanShape {
   static constexpr bool kCodes = kAllCodes;  // and a knee or a pair code of u, and sixteen states
   static constexpr int kStates = kStatesOfLane, kLanes = kLanesOfChannel;
+  // softplus(delta) from a table of each channel's 256 values: worth its making for long sequences of codes.
+  static constexpr bool kTable = kTableOfSteps;
+  static_assert(kCodes || !kTable, "the table is of codes");
   static constexpr int kPadded = kStates * kLanes;
   static constexpr int kWarpChannels = 32 / kLanes;
   static constexpr int kChannels = kScanWarps * kWarpChannels;
@@ -49,11 +53,11 @@ struct ScanShape {
   static constexpr int kBatch = 8;  // tokens
   static constexpr int kOwn = kBatch / kLanes;
   static constexpr bool kRawStates = kPadded == 16;  // B and C are copied as they are; else read when decoded
-  static constexpr int kTile = !kRawStates ? 8 : kStates == 2 ? 32 : kCodes || kStates == 4 ? 16 : 8;
+  static constexpr int kTile = !kRawStates ? 8 : kCodes ? (kStates < 8 ? 32 : 16) : (kStates < 8 ? 16 : 8);
   static constexpr int kBatches = kTile / kBatch;
-  // Sums of a batch meet during the next, so that their latency hides behind its recurrence: where few warps
-  // run.
-  static constexpr bool kLater = kRawStates && kStates < 8;
+  // Where few warps run, sums of a batch meet during the next, so that their latency hides behind its
+  // recurrence.
+  static constexpr bool kLater = kStates == 2;
   static constexpr int kLag = kLater ? 2 : 1;
   static constexpr int kSums = 2 * kLag;
   static constexpr int kStages = 4;
@@ -63,9 +67,19 @@ struct ScanShape {
   static constexpr int kStateRow = kRawStates ? kPadded * kWidth : 0;
   static constexpr int kSumRow = kChannels + (kChannels / 4 % 2 == 0 ? 4 : 0);
 
+  // Of one channel.
+  struct alignas(16) Parameters {
+    Scaled u, delta;  // of pairs both scales alone; delta's bias is in its offset
+    float bias, skip;  // of delta; D
+  };
   struct Stage {
     uint8_t u[kTile][kRow], delta[kTile][kRow], z[kTile][kRow];
     uint8_t states[2][kTile][kRawStates ? kStateRow : 16];  // B, C
+  };
+  // What a thread decodes of B and C and stores of the results, in bytes from the first tile's and in values.
+  // In shared memory, since it is needed once a tile and registers are scarce.
+  struct alignas(16) Place {
+    int sums, row, column, unused;
   };
   struct alignas(16) Shared {
     Stage stage[kStages];
@@ -73,9 +87,12 @@ struct ScanShape {
     float sums[kSums][kTile][kSumRow];       // results before they are stored
     float steps[kScanWarps][2][kWarpChannels][2 * kBatch + 4];  // of two batches: delta and delta * u in turn
     float gates[kLevels];                                       // SiLU(z) by the code's byte
-    uint32_t selectors[kScanWarps][kListTokens];
+    float table[kTable ? kChannels : 1][kLevels];               // softplus(delta) by the code's byte
+    uint32_t selectors[kScanWarps][2][kListTokens];  // of two lists' tokens
     Stream streams[5];  // u, delta, z, B, C
     Scaled codes[2];    // of B, C
+    Parameters parameters[kLater ? 1 : kChannels];
+    Place places[kScanThreads];
   };
 };
 
@@ -83,7 +100,7 @@ template <class Shape, class Selectors>
 struct ScanBlock : Shape {
   using Shape::kBatch, Shape::kBatches, Shape::kChannels, Shape::kCodes, Shape::kLanes, Shape::kOwn;
   using Shape::kPadded, Shape::kRow, Shape::kStates, Shape::kTile, Shape::kWarpChannels, Shape::kRawStates;
-  using typename Shape::Shared, typename Shape::Stage;
+  using typename Shape::Parameters, typename Shape::Place, typename Shape::Shared, typename Shape::Stage;
 
   // What a lane keeps of its tokens of a batch until their sums have met; gates only where that is later.
   struct Own {
@@ -95,25 +112,33 @@ struct ScanBlock : Shape {
   int batch, first_channel;
   int length;
   int part, channel;  // of this lane: which states, which channel of the block
-  Scaled u_code;      // of pairs both scales alone
-  Scaled delta_code;
-  float delta_bias, skip;  // D
-  WarpSelectors<Selectors, kWarpChannels> selectors;
+  Parameters kept;    // where registers are plenty
+  WarpSelectors<Selectors, kWarpChannels, Shape::kLater> selectors;
 
   __device__ ScanBlock(const ScanArguments& arguments, Shared& shared) : a(arguments), s(shared) {
-    const unsigned pieces = static_cast<unsigned>((a.in.channels + kChannels - 1) / kChannels);
-    batch = blockIdx.x / pieces;
-    first_channel = static_cast<int>(blockIdx.x % pieces * kChannels);
+    batch = blockIdx.y + gridDim.y * blockIdx.z;
+    first_channel = blockIdx.x * kChannels;
     length = static_cast<int>(a.in.length);
-    // The second bit of a lane tells channels apart: lanes n and n ^ 2 read the same B and C, lanes n and
-    // n ^ 1 the same steps, which halves the cycles of such a load.
-    const int lane = threadIdx.x % 32, rest = (lane & 1) | (lane >> 2 << 1);
-    part = rest % kLanes;
-    channel = threadIdx.x / 32 * kWarpChannels + (rest / kLanes << 1 | (lane >> 1 & 1));
+    const Lane lane(threadIdx.x);
+    part = lane.part;
+    channel = lane.channel;
   }
+
+  // Which states and which channel of the block a thread has. The second bit of a lane tells channels apart:
+  // lanes n and n ^ 2 read the same B and C, lanes n and n ^ 1 the same steps, which halves the cycles of such
+  // a load.
+  struct Lane {
+    int part, channel;
+    __device__ __forceinline__ explicit Lane(int thread) {
+      const int lane = thread % 32, rest = (lane & 1) | (lane >> 2 << 1);
+      part = rest % kLanes;
+      channel = thread / 32 * kWarpChannels + (rest / kLanes << 1 | (lane >> 1 & 1));
+    }
+  };
 
   // Where the rows lie; before anything is copied.
   __device__ void open_streams() {
+    set_place();
     const int i = threadIdx.x;
     if (i < 5) {
       const Input& input = i == 0 ? a.in.u : i == 1 ? a.in.delta : i == 2 ? a.in.z : i == 3 ? a.in.B : a.in.C;
@@ -131,22 +156,61 @@ struct ScanBlock : Shape {
   __device__ void load_parameters() {
     const int64_t at = min(first_channel + channel, static_cast<int>(a.in.channels) - 1);
     const CodeView& code = a.in.u.code;
+    Parameters own{};
     if constexpr (Selectors::kPairs) {
       const Pair pair = Pair::load(code.rows + (code.per_channel ? at * kPairWidth : 0));
-      u_code = {pair.inner, pair.outer, 0.0f, 0.0f};
+      own.u = {pair.inner, pair.outer, 0.0f, 0.0f};
     } else if (code.rows != nullptr && !code.is_table) {
-      u_code = Scaled::of(code.rows + (code.per_channel ? at * kKneeWidth : 0));
+      own.u = Scaled::of(code.rows + (code.per_channel ? at * kKneeWidth : 0));
     }
-    delta_bias = a.in.delta_bias ? a.in.delta_bias[at] : 0.0f;
-    skip = a.in.D ? a.in.D[at] : 0.0f;
+    own.bias = a.in.delta_bias ? a.in.delta_bias[at] : 0.0f;
+    own.skip = a.in.D ? a.in.D[at] : 0.0f;
     if (a.in.delta.code.rows != nullptr) {
-      delta_code = Scaled::of(a.in.delta.code.rows);
-      delta_code.offset += delta_bias;
+      own.delta = Scaled::of(a.in.delta.code.rows);
+      own.delta.offset += own.bias;
+    }
+    if constexpr (Shape::kLater) {
+      kept = own;
+    } else {
+      s.parameters[channel] = own;  // the same from all lanes of the channel
     }
     if (a.in.z.data == nullptr || a.in.z.code.rows != nullptr) {
       for (int i = threadIdx.x; i < kLevels; i += kScanThreads) {
         s.gates[i] = a.in.z.data == nullptr ? 1.0f : silu(Scaled::of(a.in.z.code.rows).value(biased(i)));
       }
+    }
+    if constexpr (Shape::kTable) {
+      fill_table();
+    }
+  }
+
+  // By each warp for its channels.
+  __device__ void fill_table() const {
+    Scaled code = Scaled::of(a.in.delta.code.rows);
+    const float offset = code.offset;
+#pragma unroll 1
+    for (int i = 0; i < kWarpChannels; ++i) {
+      const int own = threadIdx.x / 32 * kWarpChannels + i;
+      const int64_t at = min(first_channel + own, static_cast<int>(a.in.channels) - 1);
+      const float bias = a.in.delta_bias ? a.in.delta_bias[at] : 0.0f;
+      code.offset = offset + bias;
+#pragma unroll 4
+      for (int q = threadIdx.x % 32; q < kLevels; q += 32) {
+        s.table[own][q] = softplus(value_of_delta(code, bias, biased(q)));
+      }
+    }
+  }
+
+  static __device__ __forceinline__ float value_of_delta(const Scaled& code, float bias, float x) {
+    const float t = x - code.origin;
+    return fmaxf(fmaf(t, code.scale, bias), fmaf(t, code.slope, code.offset));
+  }
+
+  __device__ __forceinline__ const Parameters& parameters() const {
+    if constexpr (Shape::kLater) {
+      return kept;
+    } else {
+      return s.parameters[channel];
     }
   }
 
@@ -184,6 +248,36 @@ struct ScanBlock : Shape {
                                : __uint_as_float(static_cast<uint32_t>(bits) << 16);
   }
 
+  static constexpr int kItems = kPadded * kTile / 4;  // of B or of C, four tokens' values of a state
+  static_assert(kItems % kScanThreads == 0 || kScanThreads % kItems == 0, "a thread has items of one matrix or both");
+
+  __device__ void set_place() {
+    const int thread = threadIdx.x, row = thread / Shape::kGroups, column = thread % Shape::kGroups * 4;
+    s.places[thread] = {(row * Shape::kSumRow + column) * 4, row, column, 0};
+  }
+
+  // Decodes the B and C of a tile.
+  __device__ __forceinline__ void decode_states(int tile) const {
+    static_assert(kItems % kScanThreads == 0 || 2 * kItems <= kScanThreads, "a thread has one matrix or both");
+    const unsigned thread = threadIdx.x;
+    if constexpr (kItems >= kScanThreads) {
+#pragma unroll
+      for (int matrix = 0; matrix < 2; ++matrix) {
+        for (int turn = 0; turn < kItems / kScanThreads; ++turn) {
+          decode_item(matrix, tile, turn * kScanThreads + thread);
+        }
+      }
+    } else if (2 * kItems == kScanThreads || thread < 2 * kItems) {
+      decode_item(thread / kItems, tile, thread % kItems);
+    }
+  }
+
+  __device__ __forceinline__ void decode_item(int matrix, int tile, int item) const {
+    const int state = item % kPadded, token = item / kPadded * 4;
+    auto* to = &s.states[tile & 1][matrix][state][token];
+    *reinterpret_cast<float4*>(to) = four_states(matrix, tile, state, token);
+  }
+
   // Four neighbouring tokens' B or C of one state; what does not exist is zero, unless a step of 0 hides it.
   __device__ __forceinline__ float4 four_states(int matrix, int tile, int state, int token) const {
     const Input& input = matrix == 0 ? a.in.B : a.in.C;
@@ -212,32 +306,10 @@ struct ScanBlock : Shape {
     return make_float4(x[0], x[1], x[2], x[3]);
   }
 
-  // Decodes the B and C of a tile.
-  __device__ __forceinline__ void decode_states(int tile) const {
-    constexpr int kItems = kPadded * kTile / 4;  // of B or of C
-    static_assert(kItems % kScanThreads == 0 || 2 * kItems <= kScanThreads, "a thread has one matrix or both");
-    if constexpr (kItems >= kScanThreads) {
-#pragma unroll
-      for (int matrix = 0; matrix < 2; ++matrix) {
-        for (int turn = 0; turn < kItems / kScanThreads; ++turn) {
-          decode_item(matrix, tile, turn * kScanThreads + threadIdx.x);
-        }
-      }
-    } else if (2 * kItems == kScanThreads || threadIdx.x < 2 * kItems) {
-      decode_item(threadIdx.x / kItems, tile, threadIdx.x % kItems);
-    }
-  }
-
-  __device__ __forceinline__ void decode_item(int matrix, int tile, int item) const {
-    const int state = item % kPadded, token = item / kPadded * 4;
-    auto* to = &s.states[tile & 1][matrix][state][token];
-    *reinterpret_cast<float4*>(to) = four_states(matrix, tile, state, token);
-  }
-
-  __device__ __forceinline__ float decoded_u(const uint8_t* row, bool is_outer) const {
+  __device__ __forceinline__ float decoded_u(const uint8_t* row, const Parameters& own, bool is_outer) const {
     const float x = raw_value(row, channel, a.in.u.kind);
     if constexpr (Selectors::kPairs) {
-      return (x - kByteBias) * (is_outer ? u_code.scale : u_code.origin);
+      return (x - kByteBias) * (is_outer ? own.u.scale : own.u.origin);
     } else {
       const CodeView& code = a.in.u.code;
       if (!kCodes && (code.rows == nullptr || code.is_table)) {
@@ -247,7 +319,7 @@ struct ScanBlock : Shape {
         const int64_t at = min(first_channel + channel, static_cast<int>(a.in.channels) - 1);
         return __ldg(code.rows + (code.per_channel ? at * kTableWidth : 0) + (__float_as_uint(x) & 0xffu));
       }
-      return u_code.value(x);
+      return own.u.value(x);
     }
   }
 
@@ -263,12 +335,11 @@ struct ScanBlock : Shape {
     return {batch, first_channel + threadIdx.x / 32 * kWarpChannels, a.in.channels};
   }
 
-  // Selectors of the 32 tokens from `start` on, which begin with a list's; at any other start those there are
-  // last. The next are fetched.
+  // Selectors of the 32 tokens from `start` on, where a list begins there; else they are there already.
   __device__ __forceinline__ void spread_selectors(int start) {
     if constexpr (Selectors::kPairs) {
       if (start % kListTokens == 0) {
-        selectors.spread(a.selectors, place(), start, s.selectors[threadIdx.x / 32]);
+        selectors.spread(a.selectors, place(), start, s.selectors[threadIdx.x / 32][start / kListTokens & 1]);
         selectors.fetch(a.selectors, place(), start + kListTokens);
       }
     }
@@ -279,28 +350,31 @@ struct ScanBlock : Shape {
   __device__ __forceinline__ void prepare(int tile, int b, Own& own) const {
     const Stage& stage = s.stage[tile % Shape::kStages];
     const int start = tile * kTile;
-    const int left = length - start;
+    const int left = length - start - b * kBatch - part * kOwn;  // from this lane's first token on
     const bool coded = kCodes || a.in.delta.code.rows != nullptr;
+    const Parameters its = parameters();
     float step[2 * kOwn];
 #pragma unroll
     for (int o = 0; o < kOwn; ++o) {
       const int token = b * kBatch + part * kOwn + o;
       bool is_outer = false;
       if constexpr (Selectors::kPairs) {
-        const uint32_t word = s.selectors[threadIdx.x / 32][start % kListTokens + token];
+        const uint32_t word = s.selectors[threadIdx.x / 32][start / kListTokens & 1][start % kListTokens + token];
         is_outer = word >> (channel % kWarpChannels) & 1;
       }
-      own.u[o] = decoded_u(stage.u[token], is_outer);
-      const float x = raw_value(stage.delta[token], channel, a.in.delta.kind);
-      const float t = x - delta_code.origin;
-      const float delta = softplus(
-          coded ? fmaxf(fmaf(t, delta_code.scale, delta_bias), fmaf(t, delta_code.slope, delta_code.offset))
-                : x + delta_bias);
-      own.u[o] = kCodes || token < left ? own.u[o] : 0.0f;  // what lies there may be no number
+      own.u[o] = decoded_u(stage.u[token], its, is_outer);
+      float delta;
+      if constexpr (Shape::kTable) {
+        delta = s.table[channel][stage.delta[token][channel]];
+      } else {
+        const float x = raw_value(stage.delta[token], channel, a.in.delta.kind);
+        delta = softplus(coded ? value_of_delta(its.delta, its.bias, x) : x + its.bias);
+      }
+      own.u[o] = kCodes || o < left ? own.u[o] : 0.0f;  // what lies there may be no number
       if constexpr (Shape::kLater) {
         own.gate[o] = gate_of(stage.z[token]);
       }
-      step[2 * o] = token < left ? delta : 0.0f;
+      step[2 * o] = o < left ? delta : 0.0f;
       step[2 * o + 1] = step[2 * o] * own.u[o];
     }
     float* to = s.steps[threadIdx.x / 32][(tile * kBatches + b) & 1][channel % kWarpChannels];

@@ -30,6 +30,13 @@ struct alignas(16) Stream {
   }
 };
 
+// threadIdx.x, read anew: what follows from it shall not be kept in registers during the recurrence.
+__device__ __forceinline__ int thread_anew() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 // Copies are counted in groups, one a tile: all but the latest kOpen groups of this thread have arrived.
 __device__ __forceinline__ void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
@@ -61,7 +68,7 @@ struct RowCopy {
                                                    uint8_t* to) {
     constexpr int kValues = kBytes / static_cast<int>(sizeof(T));
     const int columns = bytes / static_cast<int>(sizeof(T));
-#pragma unroll 4
+#pragma unroll 1
     for (int i = threadIdx.x % 32; i < rows * kValues; i += 32) {
       const int row = i / kValues, column = i % kValues;
       if (column < columns) {

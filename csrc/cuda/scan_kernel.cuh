@@ -19,30 +19,34 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
 
   using Block::Block;
 
-  // The index of a lane's first state, kLanes apart from the next; how many exist.
-  __device__ __forceinline__ int64_t state_at() const {
-    return (int64_t{this->batch} * a.in.channels + this->first_channel + channel) * a.in.states + part;
-  }
-  __device__ __forceinline__ bool has_state(int i) const {
-    return this->first_channel + channel < a.in.channels && part + kLanes * i < a.in.states;
+  // Calls f(i, where a lane's i-th state lies in A, where in all states) for those that exist.
+  template <class F>
+  __device__ __forceinline__ void each_state(const typename Block::Lane& lane, F&& f) {
+    const int own = this->first_channel + lane.channel;
+    const int64_t rate = int64_t{own} * a.in.states + lane.part;
+    const int64_t state = this->batch * a.in.channels * a.in.states + rate;
+#pragma unroll
+    for (int i = 0; i < kStates; ++i) {
+      if (own < a.in.channels && lane.part + kLanes * i < a.in.states) {
+        f(i, rate + kLanes * i, state + kLanes * i);
+      }
+    }
   }
 
   __device__ __forceinline__ void load_states() {
-    const int64_t rates = int64_t{this->first_channel + channel} * a.in.states + part;
 #pragma unroll
     for (int i = 0; i < kStates; ++i) {
-      A[i] = has_state(i) ? kLog2e * a.in.A[rates + kLanes * i] : 0.0f;
-      h[i] = has_state(i) && a.initial ? a.initial[state_at() + kLanes * i] : 0.0f;
+      A[i] = h[i] = 0.0f;
     }
+    each_state(typename Block::Lane(threadIdx.x), [&](int i, int64_t rate, int64_t state) {
+      A[i] = kLog2e * a.in.A[rate];
+      h[i] = a.initial ? a.initial[state] : 0.0f;
+    });
   }
 
-  __device__ __forceinline__ void store_states() const {
-#pragma unroll
-    for (int i = 0; i < kStates; ++i) {
-      if (has_state(i)) {
-        a.last[state_at() + kLanes * i] = h[i];
-      }
-    }
+  __device__ __forceinline__ void store_states() {
+    const typename Block::Lane lane(thread_anew());
+    each_state(lane, [&](int i, int64_t, int64_t state) { a.last[state] = h[i]; });
   }
 
   // Advances state i over four tokens; `step` are delta and delta * u of each.
@@ -127,6 +131,7 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
 
   // Adds D u and gates, after sum_parts.
   __device__ __forceinline__ void finish(int tile, int b, const float (&y)[kBatch], const Own& own) const {
+    const float skip = this->parameters().skip;
 #pragma unroll
     for (int o = 0; o < kOwn; ++o) {
       const int token = b * kBatch + part * kOwn + o;
@@ -134,14 +139,16 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
       if constexpr (!Block::kLater) {
         gate = this->gate_of(s.stage[tile % Block::kStages].z[token]);
       }
-      s.sums[tile & (Block::kSums - 1)][token][channel] = fmaf(this->skip, own.u[o], y[o]) * gate;
+      s.sums[tile & (Block::kSums - 1)][token][channel] = fmaf(skip, own.u[o], y[o]) * gate;
     }
   }
 
   // Stores the results of a tile, four channels at a time.
   __device__ __forceinline__ void store(int tile) const {
     constexpr int kGroups = Block::kGroups, kItems = kTile * kGroups, kStep = kScanThreads / kGroups;
-    const int row = threadIdx.x / kGroups, column = threadIdx.x % kGroups * 4;
+    const typename Block::Place& place = s.places[threadIdx.x];
+    const int row = place.row, column = place.column;
+    const auto* from = reinterpret_cast<const uint8_t*>(s.sums[tile & (Block::kSums - 1)]) + place.sums;
     const int left = static_cast<int>(a.in.channels) - this->first_channel - column;
     const int64_t at = (int64_t{this->batch} * a.in.length + tile * kTile + row) * a.in.channels +
                        this->first_channel + column;
@@ -151,7 +158,7 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
       if ((kItems % kScanThreads != 0 && here >= kTile) || tile * kTile + here >= this->length || left <= 0) {
         return;
       }
-      const auto four = *reinterpret_cast<const float4*>(&s.sums[tile & (Block::kSums - 1)][here][column]);
+      const auto four = *reinterpret_cast<const float4*>(from + turn * kStep * sizeof(s.sums[0][0]));
       const float y[4] = {four.x, four.y, four.z, four.w};
       const int64_t to = at + turn * kStep * a.in.channels;
       if (a.in.channels % 4 == 0) {
@@ -169,19 +176,19 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
       const bool last = b == kBatches - 1;
       float y[kBatch];
       Own next;
-      if (last) {
-        this->spread_selectors((tile + 1) * kTile);
-      }
       if constexpr (Block::kLater) {
         sum_parts(y_before);
+      }
+      if constexpr (!Block::kLater) {
+        this->prepare(last ? tile + 1 : tile, last ? 0 : b + 1, next);
       }
       recur(tile, b, y);
       if constexpr (!Block::kLater) {
         sum_parts(y);
         finish(tile, b, y, now);
       }
-      this->prepare(last ? tile + 1 : tile, last ? 0 : b + 1, next);
       if constexpr (Block::kLater) {
+      this->prepare(last ? tile + 1 : tile, last ? 0 : b + 1, next);
         finish(b == 0 ? tile - 1 : tile, b == 0 ? kBatches - 1 : b - 1, y_before, before);
       }
       __syncwarp();
@@ -222,6 +229,7 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
         store(tile - kLag);
       }
       this->decode_states(tile + 1);
+      this->spread_selectors((tile + 1) * kTile);
       walk(tile, before, now, y_before);
       wait_for_all_but<1>();  // those of tile + 2 have arrived, and the barrier makes them seen
       __syncthreads();
@@ -238,6 +246,8 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
   }
 };
 
+constexpr int64_t kMaxBlocksAlong = 65535;  // the second and third axis of a grid
+
 extern __shared__ float4 scan_memory[];
 
 // kBlocks are what the registers shall suffice for.
@@ -245,18 +255,38 @@ template <class Shape, int kBlocks, class Selectors>
 __global__ void __launch_bounds__(kScanThreads, resident_blocks(kBlocks))
     scan(const __grid_constant__ ScanArguments a) {
   ScanRun<Shape, Selectors> run(a, *reinterpret_cast<typename Shape::Shared*>(scan_memory));
-  run.run();
+  if (run.batch < a.in.batch) {
+    run.run();
+  }
 }
 
-template <bool kCodes, int kStates, int kLanes, int kBlocks, class Selectors = NoSelectors>
+template <class Shape, int kBlocks, class Selectors = NoSelectors>
 void launch_scan(const ScanArguments& a, cudaStream_t stream) {
-  using Shape = ScanShape<kCodes, kStates, kLanes>;
-  const int64_t blocks = a.in.batch * ceil_div(a.in.channels, Shape::kChannels);
   const auto kernel = scan<Shape, kBlocks, Selectors>;
   constexpr size_t kBytes = sizeof(typename Shape::Shared);
   allow_shared(kernel, kBytes);
-  kernel<<<grid_of("selective_scan", blocks), kScanThreads, kBytes, stream>>>(a);
+  const int64_t along = std::min(a.in.batch, kMaxBlocksAlong);
+  const dim3 grid(grid_of("selective_scan", ceil_div(a.in.channels, Shape::kChannels)),
+                  static_cast<unsigned>(along), static_cast<unsigned>(ceil_div(a.in.batch, along)));
+  kernel<<<grid, kScanThreads, kBytes, stream>>>(a);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// Sixteen states, `states` a lane.
+template <bool kCodes, class Selectors = NoSelectors>
+void launch_sixteen(const ScanArguments& a, int states, cudaStream_t stream) {
+  constexpr int64_t kTableLength = 1024;  // of a sequence: a table takes as long as 256 tokens do without
+  if (kCodes && states == 2 && a.in.length >= kTableLength) {
+    return launch_scan<ScanShape<kCodes, 2, 8, kCodes>, 4, Selectors>(a, stream);
+  }
+  switch (states) {
+    case 2:
+      return launch_scan<ScanShape<kCodes, 2, 8>, 4, Selectors>(a, stream);
+    case 4:
+      return launch_scan<ScanShape<kCodes, 4, 4>, 4, Selectors>(a, stream);
+    default:
+      return launch_scan<ScanShape<kCodes, 8, 2>, kCodes ? 5 : 4, Selectors>(a, stream);
+  }
 }
 
 // In scan_pairs.cu: u has two scales. `states` a lane of sixteen.

@@ -8,22 +8,15 @@ namespace {
 template <class Selectors>
 void launch(const ScanArguments& a, bool all_codes, int states, cudaStream_t stream) {
   if (all_codes) {
-    switch (states) {
-      case 2:
-        return launch_scan<true, 2, 8, 4, Selectors>(a, stream);
-      case 4:
-        return launch_scan<true, 4, 4, 4, Selectors>(a, stream);
-      default:
-        return launch_scan<true, 8, 2, 5, Selectors>(a, stream);
-    }
+    return launch_sixteen<true, Selectors>(a, states, stream);
   }
   if (a.in.states <= 16) {
-    return launch_scan<false, 4, 4, 4, Selectors>(a, stream);
+    return launch_scan<ScanShape<false, 4, 4>, 4, Selectors>(a, stream);
   }
   if (a.in.states <= 64) {
-    return launch_scan<false, 8, 8, 4, Selectors>(a, stream);
+    return launch_scan<ScanShape<false, 8, 8>, 4, Selectors>(a, stream);
   }
-  launch_scan<false, 32, 8, 2, Selectors>(a, stream);
+  launch_scan<ScanShape<false, 32, 8>, 2, Selectors>(a, stream);
 }
 
 }  // namespace

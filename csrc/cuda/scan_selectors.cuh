@@ -1,7 +1,6 @@
 // The selectors of one warp's channels, where u has two scales: a word a token, bit i is channel i of the warp.
 //
-// They are made for 32 tokens at once, those of a list, a lane a token. What they are made of is fetched 32
-// tokens ahead.
+// They are made for 32 tokens at once, those of a list, a lane a token.
 #pragma once
 
 #include "pairs.cuh"
@@ -13,8 +12,9 @@ struct ScanPlace {
   int64_t batch, channel, channels;
 };
 
-// kChannels of a warp, a divisor of a list's.
-template <class Selectors, int kChannels>
+// kChannels of a warp, a divisor of a list's. kAhead: what the words are made of is fetched 32 tokens ahead,
+// where few warps run; it takes registers.
+template <class Selectors, int kChannels, bool kAhead>
 struct WarpSelectors {};
 
 // The bits of this lane's token in a mask, whatever that token is.
@@ -32,24 +32,24 @@ __device__ __forceinline__ uint32_t bits_of_mask(const SelectorView& view, const
   return kChannels < 8 ? bits >> at.channel % 8 : bits;
 }
 
-template <int kChannels>
-struct WarpSelectors<MaskSelectors, kChannels> {
+template <int kChannels, bool kAhead>
+struct WarpSelectors<MaskSelectors, kChannels, kAhead> {
   uint32_t bits = 0;
 
   __device__ __forceinline__ void fetch(const SelectorView& view, const ScanPlace& at, int64_t start) {
-    bits = bits_of_mask<kChannels>(view, at, start + threadIdx.x % 32);
+    bits = bits_of_mask<kChannels>(view, at, start + thread_anew() % 32);
   }
 
-  // Writes the words of the tokens that were fetched. All lanes have read those before.
+  // Writes the words of the tokens that were fetched.
   __device__ __forceinline__ void spread(const SelectorView&, const ScanPlace&, int64_t,
                                          uint32_t (&words)[kListTokens]) const {
-    words[threadIdx.x % 32] = bits;
+    words[thread_anew() % 32] = bits;
     __syncwarp();
   }
 };
 
-template <int kChannels>
-struct WarpSelectors<ListSelectors, kChannels> {
+template <int kChannels, bool kAhead>
+struct WarpSelectors<ListSelectors, kChannels, kAhead> {
   int count = 0, entry = 0;
 
   static __device__ __forceinline__ const int16_t* list_of(const SelectorView& view, const ScanPlace& at,
@@ -59,18 +59,27 @@ struct WarpSelectors<ListSelectors, kChannels> {
 
   // The list's size and this lane's entry.
   __device__ __forceinline__ void fetch(const SelectorView& view, const ScanPlace& at, int64_t start) {
+    if constexpr (kAhead) {
+      load(view, at, start);
+    }
+  }
+
+  __device__ __forceinline__ void load(const SelectorView& view, const ScanPlace& at, int64_t start) {
     count = 0;
     if (start < view.length && at.channel < at.channels) {
       const int16_t* list = list_of(view, at, start);
-      const int lane = threadIdx.x % 32;
+      const int lane = thread_anew() % 32;
       count = list[0];
       entry = lane < view.capacity ? list[1 + lane] : 0;
     }
   }
 
   __device__ __forceinline__ void spread(const SelectorView& view, const ScanPlace& at, int64_t start,
-                                         uint32_t (&words)[kListTokens]) const {
-    const int lane = threadIdx.x % 32;
+                                         uint32_t (&words)[kListTokens]) {
+    if constexpr (!kAhead) {
+      load(view, at, start);
+    }
+    const int lane = thread_anew() % 32;
     words[lane] = count > view.capacity ? bits_of_mask<kChannels>(view, at, start + lane) : 0;
     __syncwarp();
     if (count <= view.capacity) {
