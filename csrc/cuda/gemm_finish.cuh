@@ -1,238 +1,84 @@
-// The end of a product on a Hopper GPU: from the sums in registers to scaled, encoded lines in memory.
+// The end of a product on a Hopper GPU: from the sums in registers through shared memory to scaled, encoded
+// values, eight columns of a row a lane.
 #pragma once
 
-#include "linear.cuh"
-#include "wgmma.cuh"
+#include "eight.cuh"
+#include "gemm_columns.cuh"
 
 namespace dualscale {
 
-// The result of 16 rows of a warp on its way to memory: 64 bytes of each row, or 32 columns; twice but for
-// fp32.
-constexpr int kChunkColumns = 32;
-constexpr int kStripLine = 64;
-constexpr int kStripBytes = 16 * kLineBytes;
-
-struct Grid {
-  int64_t rows;
-  int steps, row_tiles, column_tiles, cluster;
-  const float* group_scale;
-  int64_t padded_columns;
-  int group_steps;  // of a group that takes whole steps
-  int64_t groups;
-  int line_bytes;  // of a strip; 0 where rows of the result do not begin at multiples of 16 bytes
-};
-
-// The parameters of a tile's columns, each kind beside its like: neighbours are read together.
-template <class Sum, int kColumns, bool kKnee>
-struct Columns {
-  using Offset = std::conditional_t<std::is_same_v<Sum, float>, float, int>;
-  float scale[kColumns], bias[kColumns];
-  Offset zero[kColumns];
-  float gain[kKnee ? kColumns : 1];
-  int64_t knee[kKnee ? kColumns : 1];
-
-  __device__ __forceinline__ void set(int n, const Column<Sum>& column) {
-    scale[n] = column.scale;
-    bias[n] = column.bias;
-    if constexpr (std::is_same_v<Sum, float>) {
-      zero[n] = column.offset;
-    } else {
-      zero[n] = column.zero_sum;
-      if constexpr (kKnee) {
-        gain[n] = column.gain;
-        knee[n] = column.knee_sum;
-      }
-    }
-  }
-  __device__ __forceinline__ Column<Sum> get(int n, bool turned) const {
-    if constexpr (std::is_same_v<Sum, float>) {
-      return {scale[n], bias[n], zero[n]};
-    } else {
-      return {scale[n], bias[n], kKnee ? gain[kKnee ? n : 0] : 0.0f, zero[n], kKnee ? knee[kKnee ? n : 0] : 0,
-              turned};
-    }
-  }
-};
+// Sums of 16 rows, which a warp has, and 32 columns, of which a lane has 16: they pass through shared memory
+// together, in a loop, for code that is unrolled over all sums of a thread is too long for the caches.
+constexpr int kPieceSums = 16;
+constexpr int kPieceBytes = 32 * kPieceSums * 4;
 
 #if defined(DUALSCALE_HOPPER)
 
-// Whether a condition holds for every thread of the two groups that multiply; a barrier among them.
-__device__ __forceinline__ bool all_of_group(bool condition) {
-  int all;
-  asm volatile(
-      "{\n.reg .pred in, out;\nsetp.ne.s32 in, %1, 0;\nbarrier.cta.red.and.pred out, 1, 256, in;\n"
-      "selp.s32 %0, 1, 0, out;\n}"
-      : "=r"(all)
-      : "r"(static_cast<int>(condition))
-      : "memory");
-  return all != 0;
+// Where in a piece sixteen bytes lie: the eights of columns follow each other, and in each, lane 4 g + q of
+// the product has columns 2 q and 2 q + 1 of rows g and g + 8, whose order changes from one eight to the next.
+// So neither the writers of sixteen bytes nor the readers of eight meet in a bank.
+__device__ __forceinline__ int offset_in_piece(int eight, int g, int q) {
+  return eight * 512 + (8 * q + ((g + 2 * q + eight / 2 * 4) & 7)) * 16;
 }
 
-// A pair of values as they lie in memory.
-template <class T>
-__device__ __forceinline__ void put_pair(uint8_t* to, float a, float b) {
-  if constexpr (std::is_same_v<T, int8_t>) {
-    const uint32_t low = __float_as_uint(a + kIntegerBias), high = __float_as_uint(b + kIntegerBias);
-    *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(__byte_perm(low, high, 0x0040));
-  } else if constexpr (std::is_same_v<T, float>) {
-    *reinterpret_cast<float2*>(to) = make_float2(a, b);
-  } else {
-    *reinterpret_cast<uint32_t*>(to) = pack_pair<T>(a, b);
+// Calls f(offset, four sums) for all that a lane has of a piece.
+template <class Sum, class F>
+__device__ __forceinline__ void each_four(const Sum* sums, F&& f) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int eight = 0; eight < kChunkColumns / 8; ++eight) {
+    const Sum* const four = sums + 4 * eight;
+    const int swap = eight % 2 * 2;
+    const Sum own[4] = {four[swap], four[swap + 1], four[2 - swap], four[3 - swap]};
+    int32_t v[4];
+    memcpy(v, own, sizeof(v));
+    f(offset_in_piece(eight, lane / 4, lane % 4), v);
   }
 }
 
-// How values become codes: not at all, by a code without a knee for all columns, or by any.
-enum class Encoding { kNone, kStraight, kAny };
-
-// Brings a warp's 16 rows of a tile to memory, 32 columns at a time.
-template <int kColumns, bool kKnee, class Sum>
-struct Finisher {
-  static constexpr int kValues =
-      kChunkColumns / 2;  // of a lane: rows g and g + 8, of every eight columns two
-  const Epilogue& e;
-  const Grid& grid;
-  const CUtensorMap* y;
-  const Columns<Sum, kColumns, kKnee>& columns;
-  uint8_t* strips;
-  bool turned;
-
-  // Values of a chunk into a strip, where a line of 64 bytes has its pieces in the order piece ^ (row / 2 %
-  // 4).
-  template <class T>
-  __device__ __forceinline__ void put(uint8_t* strip, const float (&v)[kValues], int byte) const {
-    const int lane = threadIdx.x % 32, line = grid.line_bytes, mask = line == kStripLine ? lane / 8 : 0;
-    uint8_t* const row = strip + lane / 4 * line;
+// A lane's eight columns, from the 8 (lane % 4)-th on, of row 8 half + lane / 4 of a piece.
+template <class Sum>
+__device__ __forceinline__ void add_eight(uint32_t piece, int half, Sum (&total)[8]) {
+  const int eight = threadIdx.x % 4, g = threadIdx.x % 32 / 4;
+  const uint32_t from = piece + ((half ^ eight) & 1) * 8;
 #pragma unroll
-    for (int i = 0; i < kValues; i += 2) {
-      const int at = byte + (i / 4 * 8 + lane % 4 * 2) * static_cast<int>(sizeof(T));
-      put_pair<T>(row + i / 2 % 2 * 8 * line + ((at / 16) ^ mask) * 16 + at % 16, v[i], v[i + 1]);
-    }
+  for (int q = 0; q < 4; ++q) {
+    const int2 v = load_pair(from + offset_in_piece(eight, g, q));
+    Sum pair[2];
+    memcpy(pair, &v, sizeof(v));
+    total[2 * q] += pair[0];
+    total[2 * q + 1] += pair[1];
   }
+}
 
-  // Copies a chunk's values out of the strip that holds them, once that has a whole line.
-  template <class T>
-  __device__ __forceinline__ void write(const float (&v)[kValues], int chunk, bool is_last, int64_t column,
-                                        int64_t first_row) const {
-    constexpr int kBytes = kChunkColumns * sizeof(T);
-    const int line = grid.line_bytes, byte = chunk * kBytes % line, lane = threadIdx.x % 32;
-    constexpr bool kTwo = kBytes <= kStripLine;  // whether there is room for a second strip
-    uint8_t* const strip = strips + (kTwo ? chunk * kBytes / line % 2 * (kStripBytes / 2) : 0);
-    if (byte == 0) {
-      if (lane == 0) {
-        // Until this strip may be written again: the box before the last has left it, but the last tile may
-        // have ended on either strip.
-        if (kTwo && chunk > 0) {
-          boxes_wait<1>();
-        } else {
-          boxes_wait<0>();
-        }
-      }
-      __syncwarp();
-    }
-    put<T>(strip, v, byte);
-    if (byte + kBytes == line || is_last) {
-      fence_for_copies();
-      __syncwarp();
-      if (lane == 0) {
-        const int64_t begin = column + (chunk * kBytes - byte) / static_cast<int>(sizeof(T));
-        store_box(y, shared_address(strip), static_cast<int>(begin), static_cast<int>(first_row));
-      }
-    }
-  }
-
-  // One chunk, unrolled for its place in the registers.
-  template <Encoding kEncoding>
-  __device__ __forceinline__ void encode(const Knee& shared, bool uniform, int64_t column,
-                                         float (&v)[kValues]) const {
-    Knee knee = shared;
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      if constexpr (kEncoding == Encoding::kStraight) {
-        v[i] = knee.encode_straight(v[i]);
-      } else if constexpr (kEncoding == Encoding::kAny) {
-        if (!uniform) {
-          knee = output_knee(e, column + i / 4 * 8 + i % 2);
-        }
-        v[i] = knee.encode(v[i]);
-      }
-    }
-  }
-
-  template <Encoding kEncoding, int kSums, int kBeyond>
-  __device__ __forceinline__ void run(const Sum (&sums)[kSums], const Sum (&beyond)[kBeyond],
-                                      int64_t first_row, int64_t column, const Knee& shared,
-                                      bool uniform) const {
-    const int lane = threadIdx.x % 32;
-    const int64_t row = first_row + lane / 4;
-    float row_scale[2] = {1.0f, 1.0f};
-    if (e.row_scale != nullptr) {
-      row_scale[0] = e.row_scale[min(row, grid.rows - 1)];
-      row_scale[1] = e.row_scale[min(row + 8, grid.rows - 1)];
-    }
-    const int64_t left = e.columns - column;
-#pragma unroll
-    for (int chunk = 0; chunk < kSums / kValues; ++chunk) {
-      if (chunk * kChunkColumns >= left) {
-        break;
-      }
-      const int inside = chunk * kChunkColumns + lane % 4 * 2;
-      float v[kValues];
-#pragma unroll
-      for (int i = 0; i < kValues; ++i) {
-        const Column<Sum> own = columns.get(inside + i / 4 * 8 + i % 2, turned);
-        const int at = chunk * kValues + i;
-        v[i] =
-            own.template total<kKnee>(sums[at], beyond[kKnee ? at : 0]) * own.scale * row_scale[i / 2 % 2] +
-            own.bias;
-      }
-      encode<kEncoding>(shared, uniform, column + inside, v);
-      const bool is_last = chunk + 1 == kSums / kValues || (chunk + 1) * kChunkColumns >= left;
-      if (grid.line_bytes == 0) {
-        store_directly(v, row, column + inside);
-      } else if (kEncoding != Encoding::kNone) {
-        write<int8_t>(v, chunk, is_last, column, first_row);
-      } else if (e.kind == Kind::kHalf) {
-        write<__half>(v, chunk, is_last, column, first_row);
-      } else if (e.kind == Kind::kBFloat16) {
-        write<__nv_bfloat16>(v, chunk, is_last, column, first_row);
-      } else {
-        write<float>(v, chunk, is_last, column, first_row);
-      }
-    }
-  }
-
-  template <int kSums, int kBeyond>
-  __device__ __forceinline__ void run(const Sum (&sums)[kSums], const Sum (&beyond)[kBeyond],
-                                      int64_t first_row, int64_t column, bool uniform) const {
-    if (e.code.rows == nullptr) {
-      run<Encoding::kNone>(sums, beyond, first_row, column, Knee{}, uniform);
-      return;
-    }
-    const Knee shared = output_knee(e, column);
-    if (uniform && e.row_scale == nullptr && shared.is_straight()) {
-      run<Encoding::kStraight>(sums, beyond, first_row, column, shared, uniform);
-    } else {
-      run<Encoding::kAny>(sums, beyond, first_row, column, shared, uniform);
-    }
-  }
-
-  __device__ __forceinline__ void store_directly(const float (&v)[kValues], int64_t row,
-                                                 int64_t column) const {
-#pragma unroll 1
-    for (int i = 0; i < kValues; i += 2) {
-      const int64_t at = row + i / 2 % 2 * 8, n = column + i / 4 * 8;
-      float pair[4] = {};
-#pragma unroll
-      for (int k = 0; k < kValues; ++k) {
-        pair[k % 2] = k / 2 * 2 == i ? v[k] : pair[k % 2];
-      }
-      if (at < grid.rows && n < e.columns) {
-        store_four(e.y, e.kind, at * e.columns + n, pair, false,
-                   static_cast<int>(min(e.columns - n, int64_t{2})));
-      }
-    }
-  }
+// The place of eight results: of the tile's columns, and of the whole.
+struct EightResults {
+  int inside;
+  int64_t row, column;
+  float row_scale;
 };
+
+template <Encoding kEncoding, bool kKnee, class Sum, class Columns>
+__device__ __forceinline__ void finish_eight(const Epilogue& e, const Columns& columns, const ResultCode& code,
+                                             const Sum (&sum)[8], const Sum (&beyond)[8], bool turned,
+                                             const EightResults& at) {
+  float v[8];
+  const auto find = [&](auto is_turned) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const Column<Sum> own = columns.get(at.inside + i, decltype(is_turned)::value);
+      v[i] = value_of<kKnee>(own, sum[i], beyond[i], at.row_scale);
+    }
+  };
+  if (kKnee && turned) {
+    find(std::true_type{});
+  } else {
+    find(std::false_type{});
+  }
+  code.template encode<kEncoding>(e, v, [&](int i) { return at.column + i; });
+  store_eight<false>(e.y, e.kind, at.row * e.columns + at.column, v, e.columns % 8 == 0,
+                     static_cast<int>(min(e.columns - at.column, int64_t{8})));
+}
 
 #endif
 

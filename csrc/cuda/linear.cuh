@@ -172,7 +172,7 @@ struct ManyRows {
   int64_t group_size, padded_columns;
   bool constant_weight;  // as of Product
 };
-constexpr int64_t kColumnPadding = 384;  // of group scales: a multiple of every width of a tile
+constexpr int64_t kColumnPadding = 768;  // of group scales: a multiple of the width of every pair of tiles
 void multiply_many_rows(const ManyRows& product, const Epilogue& epilogue, int device, cudaStream_t stream);
 
 // The same without group scales, where the weights, not the products, take long: some rows, or few columns.

@@ -14,7 +14,7 @@ constexpr int kWidthUnit = 8;        // columns, eight rows of a tile in shared 
 constexpr int kHalfBytes = 112 * 1024;  // of shared memory, so that two blocks fit a processor, ...
 constexpr int kWholeBytes = 224 * 1024;  // ... or one, where a step has many rows of x
 constexpr int kFewStages = 4, kMostStages = 24;
-constexpr int kPieceBytes = 16 * 32 * 4;  // sums of a warp's 16 rows and 32 columns
+constexpr int kSumsBytes = 16 * 32 * 4;  // of a warp's 16 rows and 32 columns
 
 struct SomeShape {
   int64_t rows, columns, depth;
@@ -72,7 +72,7 @@ inline SomeLayout lay_out(const SomeShape& p, const SomeCut& cut) {
   // Alone, each warp has a place for one piece; the parts of the depth have places for all that come together.
   const int pieces = static_cast<int>(over(x_rows, 16)) * columns / 32;
   const int places = cut.parts > 1 ? static_cast<int>(over(pieces, cut.parts)) * cut.parts : warps;
-  const int sums = places * kPieceBytes * (p.knee ? 2 : 1);
+  const int sums = places * kSumsBytes * (p.knee ? 2 : 1);
   const int rest = sums + bytes_of_parameters(columns, p.knee) + (2 * kMostStages + 1) * 8;
   const int most = static_cast<int>(std::min<int64_t>(over(p.depth, 128), kMostStages));
   l.stages = std::min((kHalfBytes - rest) / l.stage_bytes, most);
@@ -116,7 +116,7 @@ inline double time_of(const SomeShape& p, const SomeCut& cut, const ClusterRoom&
   const int64_t bands = over(std::min<int64_t>(p.rows, 64 * cut.groups), 16), chunks = over(cut.width, 32);
   const int64_t pieces = over(bands * chunks, cut.parts);
   const double end = rounds * (T::kTile + T::kPiece * over(pieces, 4 * cut.groups));
-  const double sent = 2048.0 * bands * chunks * products * (cut.parts - 1) / cut.parts;
+  const double sent = 1.0 * kSumsBytes * bands * chunks * products * (cut.parts - 1) / cut.parts;
   const double exchange = cut.parts > 1 ? T::kExchange + sent / T::kRemoteBytes : 0.0;
   return (stream + end + exchange) * (1.0 + T::kCluster * cut.cluster());
 }

@@ -13,7 +13,7 @@ const ClusterRoom& room_of(int device) {
     const auto kernel = some_rows<32, false>;
     allow_shared(kernel, kWholeBytes);
     for (int cluster = 1; cluster <= kMostCluster; cluster *= 2) {
-      room.clusters[cluster] = clusters_at_once(kernel, cluster, 128 + 32, kWholeBytes);
+      room.clusters[cluster] = clusters_of_device(kernel, cluster, 128 + 32, kWholeBytes, device);
     }
     known = device;
   }
@@ -45,7 +45,8 @@ SomeCut known_cut(const SomeShape& p, int device) {
 
 template <int kColumns, bool kKnee>
 void launch(const ManyRows& p, const Epilogue& e, const SomeCut& cut, int device, cudaStream_t stream) {
-  static_assert(sizeof(SomeParameters<kColumns, kKnee>) == bytes_of_parameters(kColumns, kKnee));
+  static_assert(sizeof(SomeParameters<kColumns, kKnee>) == bytes_of_parameters(kColumns, kKnee) &&
+                kSumsBytes == kPieceBytes);
   const auto kernel = some_rows<kColumns, kKnee>;
   const SomeLayout layout = lay_out({p.rows, e.columns, p.depth, kKnee}, cut);
   allow_shared(kernel, layout.bytes);

@@ -15,13 +15,6 @@ namespace dualscale {
 
 constexpr int kMostThreads = kMostRowsOfBlock / kGroupRows * 128 + 32;
 
-// A place for every row's scale, beside the columns' parameters.
-template <int kColumns, bool kKnee>
-struct SomeParameters {
-  Columns<int32_t, kColumns, kKnee> columns;
-  float row_scale[kMostRowsOfBlock];
-};
-
 #if defined(DUALSCALE_HOPPER)
 
 // The part of a block in the work: tiles, and of each some steps.
@@ -166,15 +159,14 @@ struct SomeSums {
 template <int kColumns, bool kKnee>
 __device__ __forceinline__ void multiply_some(const Epilogue& e, const SomeWork& work, uint8_t* memory,
                                               uint32_t barriers) {
-  using Parameters = SomeParameters<kColumns, kKnee>;
   const SomeGrid& grid = work.grid;
   const int thread = threadIdx.x, threads = grid.groups * 128;
-  auto& parameters = *reinterpret_cast<Parameters*>(memory + grid.parameters_at);
+  auto& parameters = *reinterpret_cast<SomeParameters<kColumns, kKnee>*>(memory + grid.parameters_at);
   const KneeTerm term = kKnee ? KneeTerm::of(e.x_code) : KneeTerm{};
   SomeSums<kColumns, kKnee> m{work, shared_address(memory), barriers, term};
   for (int tile = work.first(); tile < grid.tiles; tile = work.after(tile)) {
     const int64_t row = work.row(tile), column = work.column(tile);
-    const Parts<kColumns, kKnee> parts(grid, memory + grid.sums_at, barriers + 2 * grid.stages * 8, work.part,
+    const Parts<kColumns, kKnee> parts(grid, shared_address(memory) + grid.sums_at, barriers + 2 * grid.stages * 8, work.part,
                                        grid.rows - row);
     parts.expect();
     const NextColumn<int32_t, kColumns, kKnee> next(e, column, thread, grid.width);

@@ -66,14 +66,21 @@ struct ClusterLaunch {
   ClusterLaunch& operator=(const ClusterLaunch&) = delete;
 };
 
-// How many clusters of such blocks find room on the device at once.
+// How many clusters of such blocks find room on the device at once; each size is asked for once.
 template <class Kernel>
-int clusters_at_once(Kernel kernel, int cluster, int threads, size_t shared) {
-  ClusterLaunch launch(cluster, cluster, threads, shared, nullptr);
-  launch.config.numAttrs = 1;
-  int clusters = 0;
-  STD_CUDA_CHECK(cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config));
-  return clusters;
+int clusters_of_device(Kernel kernel, int cluster, int threads, size_t shared, int device) {
+  constexpr int kMostCluster = 8;
+  static thread_local int known_device = -1, known[kMostCluster + 1] = {};
+  if (known_device != device) {
+    std::fill(known, known + kMostCluster + 1, 0);
+    known_device = device;
+  }
+  if (known[cluster] == 0) {
+    ClusterLaunch launch(cluster, cluster, threads, shared, nullptr);
+    launch.config.numAttrs = 1;
+    STD_CUDA_CHECK(cudaOccupancyMaxActiveClusters(&known[cluster], kernel, &launch.config));
+  }
+  return known[cluster];
 }
 
 }  // namespace dualscale

@@ -53,20 +53,6 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap* map, ui
   }
 }
 
-// A box from shared memory into the tensor, as much of it as lies inside; `boxes_wait` says when it has been
-// read.
-__device__ __forceinline__ void store_box(const CUtensorMap* map, uint32_t from, int column, int row) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];\n"
-      "cp.async.bulk.commit_group;" ::"l"(map),
-      "r"(from), "r"(column), "r"(row)
-      : "memory");
-}
-template <int kOpen>
-__device__ __forceinline__ void boxes_wait() {
-  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kOpen) : "memory");
-}
-
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -145,6 +131,15 @@ __device__ __forceinline__ void products_commit() {
 template <int kOpen>
 __device__ __forceinline__ void products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kOpen) : "memory");
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
 #define DUALSCALE_SUMS_8(s, i)                                                                \
