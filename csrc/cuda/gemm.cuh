@@ -39,7 +39,7 @@ struct Gemm {
   static constexpr int kStages = (kMostBytes - kRest) / kStageBytes;
   static constexpr int kPiecesAt = kStages * kStageBytes, kParametersAt = kPiecesAt + kPieces;
   static constexpr int kBarriersAt = kParametersAt + kTeams * static_cast<int>(sizeof(Parameters));
-  static constexpr int kShared = kBarriersAt + 2 * kStages * 8;
+  static constexpr int kShared = kBarriersAt + (2 * kStages + kTeams) * 8;
 };
 
 struct Grid {
@@ -159,6 +159,25 @@ struct GroupScales {
   }
 };
 
+// A stage's barrier tells rounds apart by one bit, so that a team must not wait for a stage before all stages
+// of the tile before have been full: the other team says so when it has begun with the last of them.
+struct Turns {
+  uint32_t barriers;  // a team's own
+  int team, number;   // of the next tile of the team
+
+  __device__ __forceinline__ void await() {
+    if (team > 0 || number > 0) {
+      barrier_wait(barriers + team * 8, (number - 1 + team) & 1);
+    }
+    ++number;
+  }
+  __device__ __forceinline__ void pass_on() const {
+    if (threadIdx.x % 32 == 0) {
+      barrier_arrive(barriers + (1 - team) * 8);
+    }
+  }
+};
+
 // What a group of warps that multiplies has at hand.
 template <class G, bool kKnee, int kFlush>
 struct Multiplier {
@@ -167,6 +186,7 @@ struct Multiplier {
   uint32_t tiles, barriers;
   int listener;
   KneeTerm term;
+  Turns turns;
   Place place;
   Sums<G::kTileColumns, kKnee> sums[G::kTiles];
   float total[kFlush ? G::kSums : 1];
@@ -194,6 +214,9 @@ struct Multiplier {
     static_assert(kFlush > 0 || !kKnee);
     int last = 0;
     clear();
+    if constexpr (G::kTeamCount > 1) {
+      turns.await();
+    }
     for (int step = 0; step < grid.steps; ++step) {
       barrier_wait(barriers + place.stage * 8, place.phase);
 #pragma unroll
@@ -206,6 +229,9 @@ struct Multiplier {
       }
       last = place.stage;
       place.advance(G::kStages);
+    }
+    if constexpr (G::kTeamCount > 1) {
+      turns.pass_on();
     }
     products_wait<0>();
     release(last);
@@ -262,7 +288,7 @@ struct Multiplier {
                                          const ResultCode& code, uint32_t piece, int64_t first_row,
                                          int64_t first_column) const {
     constexpr int kAcross = G::kTileColumns / kChunkColumns;
-    const int warp = threadIdx.x / 32 % G::kTeamWarps, lane = threadIdx.x % 32;
+    const int warp = (threadIdx.x / 32 - 4) % G::kTeamWarps, lane = threadIdx.x % 32;
 #pragma unroll 1
     for (int n = 0; n < G::kTiles * kAcross; ++n) {
       const int inside = n % kAcross * kChunkColumns;
@@ -293,11 +319,11 @@ __device__ __forceinline__ void multiply_tiles(const Epilogue& e, const Grid& gr
   using G = Gemm<kTeams, kColumns, kKnee, kFlush>;
   using Next = NextColumn<typename G::Sum, kColumns, G::kBeyond>;
   constexpr int kTeamThreads = 32 * G::kTeamWarps, kEach = (kColumns + kTeamThreads - 1) / kTeamThreads;
-  const int warp = threadIdx.x / 32 - 4, team = kTeams > 1 ? warp / 4 : 0, thread = threadIdx.x % kTeamThreads;
+  const int warp = threadIdx.x / 32 - 4, team = kTeams > 1 ? warp / 4 : 0, thread = (threadIdx.x - 128) % kTeamThreads;
   auto& columns = reinterpret_cast<typename G::Parameters*>(memory + G::kParametersAt)[team];
   const uint32_t tiles = shared_address(memory), piece = tiles + G::kPiecesAt + warp * kPieceBytes;
   const KneeTerm term = kKnee ? KneeTerm::of(e.x_code) : KneeTerm{};
-  Multiplier<G, kKnee, kFlush> m{grid, tiles, barriers, seat.listener, term};
+  Multiplier<G, kKnee, kFlush> m{grid, tiles, barriers, seat.listener, term, {barriers + 2 * G::kStages * 8, team, 0}};
   m.place.skip(team * grid.steps, G::kStages);
   for (int index = Tile::first(grid) + team * Tile::stride(grid); index < Tile::count(grid);
        index += kTeams * Tile::stride(grid)) {
@@ -340,6 +366,9 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     for (int i = 0; i < G::kStages; ++i) {
       barrier_init(barriers + i * 8, 1);
       barrier_init(barriers + (G::kStages + i) * 8, G::kTeamWarps * Seat::tellers(grid));
+    }
+    for (int team = 0; team < kTeams; ++team) {
+      barrier_init(barriers + (2 * G::kStages + team) * 8, G::kTeamWarps);
     }
     fence_for_cluster();
     fence_for_copies();

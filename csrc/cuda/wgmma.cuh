@@ -33,6 +33,11 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier, uint32_t rank) 
       : "memory");
 }
 
+// Arrives at a barrier of this block.
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
 // A box of the tensor at (column, row) into shared memory; with blocks other than 0 into that of each block
 // of the cluster whose bit is set, where it counts for the same barrier.
 __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap* map, uint32_t barrier, int column,
