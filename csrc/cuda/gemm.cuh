@@ -106,8 +106,9 @@ struct Tile {
 // common comes from the one whose seat has its number.
 template <class G>
 __device__ __forceinline__ void copy_tiles(const CUtensorMap* x, const CUtensorMap* weight, const Grid& grid,
-                                           uint32_t tiles, uint32_t barriers, const Seat& seat) {
+                                           uint32_t tiles, uint32_t barriers) {
   constexpr int kRowHalf = G::kRowBytes / 2, kColumnHalf = G::kColumnBytes / 2;
+  const Seat seat(grid);
   const bool share_rows = grid.cluster_columns > 1, share_columns = grid.cluster_rows > 1;
   const auto to_row = static_cast<uint16_t>(share_rows ? (1u | 1u << grid.cluster_rows) << seat.row : 0);
   const auto to_column = static_cast<uint16_t>(share_columns ? 3u << seat.column * grid.cluster_rows : 0);
@@ -266,47 +267,44 @@ struct Multiplier {
     }
   }
 
-  // This thread's sums of the n-th piece to shared memory: registers have fixed numbers.
+  // This thread's sums of the n-th piece to shared memory.
   __device__ __forceinline__ void put(uint32_t piece, int n) const {
     constexpr int kAcross = G::kTileColumns / kChunkColumns;
-#pragma unroll
-    for (int i = 0; i < G::kTiles * kAcross; ++i) {
-      if (i == n) {
-        if constexpr (kFlush > 0) {
-          each_four(total + i * kPieceSums, [&](int offset, const int32_t(&v)[4]) { store_shared(piece + offset, v); });
-        } else {
-          each_four(sums[i / kAcross].plain + i % kAcross * kPieceSums,
-                    [&](int offset, const int32_t(&v)[4]) { store_shared(piece + offset, v); });
-        }
+    const auto store = [&](int offset, const int32_t(&v)[2]) { store_pair(piece + offset, v); };
+    with_number<G::kTiles * kAcross>(n, [&](auto number) {
+      constexpr int i = decltype(number)::value;
+      if constexpr (kFlush > 0) {
+        each_pair(total + i * kPieceSums, store);
+      } else {
+        each_pair(sums[i / kAcross].plain + i % kAcross * kPieceSums, store);
       }
-    }
+    });
   }
 
-  // Scales and encodes the sums of the tile whose first row and column these are.
+  // Scales and encodes the sums of a tile.
   template <Encoding kEncoding>
   __device__ __forceinline__ void finish(const Epilogue& e, const typename G::Parameters& columns,
-                                         const ResultCode& code, uint32_t piece, int64_t first_row,
-                                         int64_t first_column) const {
+                                         const ResultCode& code, uint32_t piece, const TilePlace& tile) const {
     constexpr int kAcross = G::kTileColumns / kChunkColumns;
-    const int warp = (threadIdx.x / 32 - 4) % G::kTeamWarps, lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % 32, first_row = (threadIdx.x / 32 - 4) % G::kTeamWarps * 16;
 #pragma unroll 1
     for (int n = 0; n < G::kTiles * kAcross; ++n) {
-      const int inside = n % kAcross * kChunkColumns;
-      const int64_t row = first_row + n / kAcross * kGroupRows + warp * 16;
-      if (row >= grid.rows || first_column + inside >= e.columns) {
+      EightResults at{first_row + n / kAcross * kGroupRows, n % kAcross * kChunkColumns, {1.0f, 1.0f}};
+      if (at.row >= tile.rows || at.column >= tile.columns) {
         continue;
       }
       put(piece, n);
       __syncwarp();
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        EightResults at{inside + lane % 4 * 8, row + half * 8 + lane / 4, first_column + inside + lane % 4 * 8, 1.0f};
-        if (at.row < grid.rows && at.column < e.columns) {
-          at.row_scale = e.row_scale ? e.row_scale[at.row] : 1.0f;
-          Sum found[8] = {};
-          add_eight(piece, half, found);
-          finish_eight<kEncoding, false>(e, columns, code, found, found, false, at);
+      at.row += lane / 4;
+      at.column += lane % 4 * 8;
+      if (at.row < tile.rows && at.column < tile.columns) {
+        if (e.row_scale != nullptr) {
+          at.row_scale[0] = e.row_scale[tile.row + at.row];
+          at.row_scale[1] = e.row_scale[tile.row + min(at.row + 8, tile.rows - 1)];
         }
+        Sum found[16] = {};
+        add_eights(piece, lane / 4, found);
+        finish_eights<kEncoding, false>(e, columns, code, found, found, false, tile, at);
       }
       __syncwarp();  // the place has been read before the next piece is put there
     }
@@ -315,11 +313,12 @@ struct Multiplier {
 
 template <int kTeams, int kColumns, bool kKnee, int kFlush>
 __device__ __forceinline__ void multiply_tiles(const Epilogue& e, const Grid& grid, uint8_t* memory,
-                                               uint32_t barriers, const Seat& seat) {
+                                               uint32_t barriers) {
   using G = Gemm<kTeams, kColumns, kKnee, kFlush>;
   using Next = NextColumn<typename G::Sum, kColumns, G::kBeyond>;
   constexpr int kTeamThreads = 32 * G::kTeamWarps, kEach = (kColumns + kTeamThreads - 1) / kTeamThreads;
   const int warp = threadIdx.x / 32 - 4, team = kTeams > 1 ? warp / 4 : 0, thread = (threadIdx.x - 128) % kTeamThreads;
+  const Seat seat(grid);
   auto& columns = reinterpret_cast<typename G::Parameters*>(memory + G::kParametersAt)[team];
   const uint32_t tiles = shared_address(memory), piece = tiles + G::kPiecesAt + warp * kPieceBytes;
   const KneeTerm term = kKnee ? KneeTerm::of(e.x_code) : KneeTerm{};
@@ -329,7 +328,7 @@ __device__ __forceinline__ void multiply_tiles(const Epilogue& e, const Grid& gr
        index += kTeams * Tile::stride(grid)) {
     const Tile tile = Tile::of(grid, index, seat);
     const int64_t column = static_cast<int64_t>(tile.column) * kColumns;
-    const int64_t row = static_cast<int64_t>(tile.row) * kTileRows;
+    const TilePlace place(e, grid.rows, static_cast<int64_t>(tile.row) * kTileRows, column, kTileRows, kColumns);
     const Next first(e, column, thread, kColumns);
     const Next second(e, column, thread + kTeamThreads, kEach > 1 ? kColumns : 0);
     if constexpr (kFlush == 0) {
@@ -342,7 +341,7 @@ __device__ __forceinline__ void multiply_tiles(const Epilogue& e, const Grid& gr
     const ResultCode code{e.code.rows ? output_knee(e, column) : Knee{},
                           all_of(first.same && second.same, 1 + team, kTeamThreads)};
     code.choose(e, [&](auto encoding) {
-      m.template finish<decltype(encoding)::value>(e, columns, code, piece, row, column);
+      m.template finish<decltype(encoding)::value>(e, columns, code, piece, place);
     });
     all_of(true, 1 + team, kTeamThreads);  // the parameters have been read before the next ones are written
     m.place.skip((kTeams - 1) * grid.steps, G::kStages);  // the other team's
@@ -359,7 +358,6 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   using G = Gemm<kTeams, kColumns, kKnee, kFlush>;
   extern __shared__ __align__(1024) uint8_t memory[];
   const uint32_t tiles = shared_address(memory), barriers = tiles + G::kBarriersAt;
-  const Seat seat(grid);
   if (threadIdx.x == 0) {
     prefetch_map(&x);
     prefetch_map(&weight);
@@ -380,12 +378,12 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   if (threadIdx.x < 128) {
     give_registers<24>();
     if (threadIdx.x == 0) {
-      copy_tiles<G>(&x, &weight, grid, tiles, barriers, seat);
+      copy_tiles<G>(&x, &weight, grid, tiles, barriers);
     }
     __syncwarp();
   } else {
     take_registers<240>();
-    multiply_tiles<kTeams, kColumns, kKnee, kFlush>(e, grid, memory, barriers, seat);
+    multiply_tiles<kTeams, kColumns, kKnee, kFlush>(e, grid, memory, barriers);
   }
   cluster_meet();  // another block's copies and arrivals reach into this one until the end
 #endif

@@ -14,60 +14,100 @@ constexpr int kPieceBytes = 32 * kPieceSums * 4;
 
 #if defined(DUALSCALE_HOPPER)
 
-// Where in a piece sixteen bytes lie: the eights of columns follow each other, and in each, lane 4 g + q of
-// the product has columns 2 q and 2 q + 1 of rows g and g + 8, whose order changes from one eight to the next.
-// So neither the writers of sixteen bytes nor the readers of eight meet in a bank.
-__device__ __forceinline__ int offset_in_piece(int eight, int g, int q) {
-  return eight * 512 + (8 * q + ((g + 2 * q + eight / 2 * 4) & 7)) * 16;
+// Where in a piece two sums lie, columns 2 q and 2 q + 1 of a row and of eight columns: lane 4 g + q of the
+// product has them of rows g and g + 8. Neither its writers, a row's four lanes side by side, nor its readers,
+// who take one q of four rows and all four eights, meet in a bank.
+__device__ __forceinline__ int offset_in_piece(int eight, int row, int q) {
+  return eight * 512 + row * 32 + ((q + eight) & 3) * 8;
 }
 
-// Calls f(offset, four sums) for all that a lane has of a piece.
+// Calls f(offset, two sums) for all that a lane has of a piece.
 template <class Sum, class F>
-__device__ __forceinline__ void each_four(const Sum* sums, F&& f) {
-  const int lane = threadIdx.x % 32;
+__device__ __forceinline__ void each_pair(const Sum* sums, F&& f) {
+  const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
 #pragma unroll
-  for (int eight = 0; eight < kChunkColumns / 8; ++eight) {
-    const Sum* const four = sums + 4 * eight;
-    const int swap = eight % 2 * 2;
-    const Sum own[4] = {four[swap], four[swap + 1], four[2 - swap], four[3 - swap]};
-    int32_t v[4];
-    memcpy(v, own, sizeof(v));
-    f(offset_in_piece(eight, lane / 4, lane % 4), v);
+  for (int i = 0; i < kPieceSums; i += 2) {
+    int32_t v[2];
+    memcpy(v, sums + i, sizeof(v));
+    f(offset_in_piece(i / 4, g + i / 2 % 2 * 8, q), v);
   }
 }
 
-// A lane's eight columns, from the 8 (lane % 4)-th on, of row 8 half + lane / 4 of a piece.
-template <class Sum>
-__device__ __forceinline__ void add_eight(uint32_t piece, int half, Sum (&total)[8]) {
-  const int eight = threadIdx.x % 4, g = threadIdx.x % 32 / 4;
-  const uint32_t from = piece + ((half ^ eight) & 1) * 8;
+// A lane has eight columns, from the 8 (lane % 4)-th on, of rows lane / 4 and lane / 4 + 8 of a piece, of both at
+// once or of one after the other: with a knee the registers do not suffice for both.
+template <int kCount, class Sum>
+__device__ __forceinline__ void add_eights(uint32_t piece, int row, Sum (&total)[kCount]) {
 #pragma unroll
-  for (int q = 0; q < 4; ++q) {
-    const int2 v = load_pair(from + offset_in_piece(eight, g, q));
+  for (int i = 0; i < kCount; i += 2) {
+    const int2 v = load_pair(piece + offset_in_piece(threadIdx.x % 4, row + i / 8 * 8, i / 2 % 4));
     Sum pair[2];
     memcpy(pair, &v, sizeof(v));
-    total[2 * q] += pair[0];
-    total[2 * q + 1] += pair[1];
+    total[i] += pair[0];
+    total[i + 1] += pair[1];
   }
 }
 
-// The place of eight results: of the tile's columns, and of the whole.
-struct EightResults {
-  int inside;
+// Calls f(std::integral_constant<int, n>{}) by a jump: n is the number of registers that must be fixed.
+template <int kCount, class F>
+__device__ __forceinline__ void with_number(int n, F&& f) {
+  static_assert(kCount <= 10);
+  const auto go = [&](auto number) {
+    constexpr int i = decltype(number)::value;
+    if constexpr (i < kCount) {
+      f(number);
+    }
+  };
+#define DUALSCALE_CASE(i)                   \
+  case i:                                   \
+    go(std::integral_constant<int, i>{});   \
+    break;
+  switch (n) {
+    DUALSCALE_CASE(0)
+    DUALSCALE_CASE(1)
+    DUALSCALE_CASE(2)
+    DUALSCALE_CASE(3)
+    DUALSCALE_CASE(4)
+    DUALSCALE_CASE(5)
+    DUALSCALE_CASE(6)
+    DUALSCALE_CASE(7)
+    DUALSCALE_CASE(8)
+    DUALSCALE_CASE(9)
+  }
+#undef DUALSCALE_CASE
+}
+
+// A tile in the result, as far as it lies inside, ...
+struct TilePlace {
   int64_t row, column;
-  float row_scale;
+  int rows, columns;
+
+  __device__ __forceinline__ TilePlace(const Epilogue& e, int64_t all_rows, int64_t row, int64_t column,
+                                       int most_rows, int most_columns)
+      : row(row),
+        column(column),
+        rows(static_cast<int>(min(all_rows - row, static_cast<int64_t>(most_rows)))),
+        columns(static_cast<int>(min(e.columns - column, static_cast<int64_t>(most_columns)))) {}
 };
 
-template <Encoding kEncoding, bool kKnee, class Sum, class Columns>
-__device__ __forceinline__ void finish_eight(const Epilogue& e, const Columns& columns, const ResultCode& code,
-                                             const Sum (&sum)[8], const Sum (&beyond)[8], bool turned,
-                                             const EightResults& at) {
-  float v[8];
+// ... and eight results in it, with those of the same columns eight rows below.
+struct EightResults {
+  int row, column;
+  float row_scale[2];
+};
+
+template <Encoding kEncoding, bool kKnee, int kCount, class Sum, class Columns>
+__device__ __forceinline__ void finish_eights(const Epilogue& e, const Columns& columns, const ResultCode& code,
+                                              const Sum (&sum)[kCount], const Sum (&beyond)[kCount], bool turned,
+                                              const TilePlace& tile, const EightResults& at) {
+  float v[kCount];
   const auto find = [&](auto is_turned) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const Column<Sum> own = columns.get(at.inside + i, decltype(is_turned)::value);
-      v[i] = value_of<kKnee>(own, sum[i], beyond[i], at.row_scale);
+      const Column<Sum> own = columns.get(at.column + i, decltype(is_turned)::value);
+#pragma unroll
+      for (int k = i; k < kCount; k += 8) {
+        v[k] = value_of<kKnee>(own, sum[k], beyond[k], at.row_scale[k / 8]);
+      }
     }
   };
   if (kKnee && turned) {
@@ -75,9 +115,18 @@ __device__ __forceinline__ void finish_eight(const Epilogue& e, const Columns& c
   } else {
     find(std::false_type{});
   }
-  code.template encode<kEncoding>(e, v, [&](int i) { return at.column + i; });
-  store_eight<false>(e.y, e.kind, at.row * e.columns + at.column, v, e.columns % 8 == 0,
-                     static_cast<int>(min(e.columns - at.column, int64_t{8})));
+  const int64_t column = tile.column + at.column;
+  code.template encode<kEncoding>(e, v, [&](int i) { return column + i % 8; });
+#pragma unroll
+  for (int half = 0; half < kCount / 8; ++half) {
+    const int row = at.row + half * 8;
+    float eight[8];
+    memcpy(eight, v + half * 8, sizeof(eight));
+    if (row < tile.rows) {
+      store_eight<false>(e.y, e.kind, (tile.row + row) * e.columns + column, eight, e.columns % 8 == 0,
+                         min(tile.columns - at.column, 8));
+    }
+  }
 }
 
 #endif

@@ -42,10 +42,10 @@ struct Parts {
   int part, across, count;  // of the block; pieces side by side; all pieces
 
   __device__ __forceinline__ Parts(const SomeGrid& grid, uint32_t memory, uint32_t barrier, int part,
-                                   int64_t rows)
+                                   const TilePlace& tile)
       : grid(grid), memory(memory), barrier(barrier), part(part) {
     across = (grid.width + kChunkColumns - 1) / kChunkColumns;
-    count = across * static_cast<int>(min((rows + 15) / 16, int64_t{grid.groups * kGroupRows / 16}));
+    count = across * ((tile.rows + 15) / 16);
   }
 
   // Says how much will come, before any of it is waited for. A cluster whose blocks share the depth has one
@@ -62,66 +62,69 @@ struct Parts {
     return memory + (slot * kArrays + array) * kPieceBytes;
   }
 
-  // This thread's sums of a piece into its place, here or in the block that finishes it.
-  __device__ __forceinline__ void put(const int32_t* sums, int n, int array) const {
-    const int owner = n % grid.parts;
-    const uint32_t to = place(n, part, array);
-    each_four(sums, [&](int offset, const int32_t(&v)[4]) {
-      if (grid.parts > 1) {
-        send_four(address_in_block(to + offset, owner), v, address_in_block(barrier, owner));
-      } else {
-        store_shared(to + offset, v);
+  // This thread's sums of one of its pieces into the place here, ...
+  __device__ __forceinline__ void put(const Sums<kColumns, kKnee>& sums, int n) const {
+    with_number<kPieces>(n % across, [&](auto number) {
+      constexpr int first = decltype(number)::value * kPieceSums;
+      each_pair(sums.plain + first,
+                [&](int offset, const int32_t(&v)[2]) { store_pair(place(n, 0, 0) + offset, v); });
+      if constexpr (kKnee) {
+        each_pair(sums.beyond + first,
+                  [&](int offset, const int32_t(&v)[2]) { store_pair(place(n, 0, 1) + offset, v); });
       }
     });
   }
 
-  // All of this thread's pieces, or one of them: registers have fixed numbers.
-  __device__ __forceinline__ void put(const Sums<kColumns, kKnee>& sums, int only) const {
-    const int band = threadIdx.x / 32;
+  // ... or all of them to the blocks that finish them.
+  __device__ __forceinline__ void send(const Sums<kColumns, kKnee>& sums) const {
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
-      const int n = band * across + piece;
-      if (piece < across && n < count && (only < 0 || only == n)) {
-        put(sums.plain + piece * kPieceSums, n, 0);
+      const int n = threadIdx.x / 32 * across + piece, owner = n % grid.parts;
+      if (piece < across && n < count) {
+        const uint32_t to = address_in_block(place(n, part, 0), owner), arrived = address_in_block(barrier, owner);
+        each_pair(sums.plain + piece * kPieceSums,
+                  [&](int offset, const int32_t(&v)[2]) { send_pair(to + offset, v, arrived); });
         if constexpr (kKnee) {
-          put(sums.beyond + piece * kPieceSums, n, 1);
+          each_pair(sums.beyond + piece * kPieceSums,
+                    [&](int offset, const int32_t(&v)[2]) { send_pair(to + kPieceBytes + offset, v, arrived); });
         }
       }
     }
   }
 
-  // Half of the rows of the n-th piece of a tile.
-  template <Encoding kEncoding>
-  __device__ __forceinline__ void finish_half(const Epilogue& e,
+  // Rows of the n-th piece of a tile: all, or those of one half.
+  template <Encoding kEncoding, int kCount>
+  __device__ __forceinline__ void finish_rows(const Epilogue& e,
                                               const SomeParameters<kColumns, kKnee>& parameters,
-                                              const ResultCode& code, int n, int half, int64_t first_row,
-                                              int64_t first_column, bool turned) const {
-    const int inside = n % across * kChunkColumns + threadIdx.x % 4 * 8;
-    const int own_row = n / across * 16 + half * 8 + threadIdx.x % 32 / 4;
-    const EightResults at{inside, first_row + own_row, first_column + inside, parameters.row_scale[own_row]};
-    if (at.row >= grid.rows || inside >= grid.width || at.column >= e.columns) {
+                                              const ResultCode& code, int n, int half, const TilePlace& tile,
+                                              bool turned) const {
+    const int inside = half * 8 + threadIdx.x % 32 / 4, row = n / across * 16 + inside;
+    const EightResults at{row,
+                          static_cast<int>(n % across * kChunkColumns + threadIdx.x % 4 * 8),
+                          {parameters.row_scale[row], parameters.row_scale[row + 8 - half * 8]}};
+    if (row >= tile.rows || at.column >= tile.columns) {
       return;
     }
-    int total[8] = {}, beyond[8] = {};
+    int total[kCount] = {}, beyond[kCount] = {};
     for (int from = 0; from < grid.parts; ++from) {
-      add_eight(place(n, from, 0), half, total);
+      add_eights(place(n, from, 0), inside, total);
       if constexpr (kKnee) {
-        add_eight(place(n, from, 1), half, beyond);
+        add_eights(place(n, from, 1), inside, beyond);
       }
     }
-    finish_eight<kEncoding, kKnee>(e, parameters.columns, code, total, beyond, turned, at);
+    finish_eights<kEncoding, kKnee>(e, parameters.columns, code, total, beyond, turned, tile, at);
   }
 
   // From the sums in registers to memory.
   template <Encoding kEncoding>
   __device__ __forceinline__ void finish(const Epilogue& e, const SomeParameters<kColumns, kKnee>& parameters,
-                                         const ResultCode& code, const Sums<kColumns, kKnee>& sums, int64_t row,
-                                         int64_t column, bool turned) const {
+                                         const ResultCode& code, const Sums<kColumns, kKnee>& sums,
+                                         const TilePlace& tile, bool turned) const {
     const int warp = threadIdx.x / 32, stride = grid.parts > 1 ? 4 * grid.groups * grid.parts : 1;
     const int first = grid.parts > 1 ? warp * grid.parts + part : warp * across;
     const int end = grid.parts > 1 ? count : min(first + across, count);
     if (grid.parts > 1) {
-      put(sums, -1);
+      send(sums);
       if (first < end) {
         barrier_wait(barrier, 0);
       }
@@ -132,9 +135,10 @@ struct Parts {
         put(sums, n);
         __syncwarp();
       }
+      constexpr int kCount = kKnee ? 8 : 16;
 #pragma unroll 1
-      for (int half = 0; half < 2; ++half) {
-        finish_half<kEncoding>(e, parameters, code, n, half, row, column, turned);
+      for (int half = 0; half < 16 / kCount; ++half) {
+        finish_rows<kEncoding, kCount>(e, parameters, code, n, half, tile, turned);
       }
       __syncwarp();  // the place has been read before the next piece is put there
     }

@@ -166,8 +166,9 @@ __device__ __forceinline__ void multiply_some(const Epilogue& e, const SomeWork&
   SomeSums<kColumns, kKnee> m{work, shared_address(memory), barriers, term};
   for (int tile = work.first(); tile < grid.tiles; tile = work.after(tile)) {
     const int64_t row = work.row(tile), column = work.column(tile);
-    const Parts<kColumns, kKnee> parts(grid, shared_address(memory) + grid.sums_at, barriers + 2 * grid.stages * 8, work.part,
-                                       grid.rows - row);
+    const TilePlace place(e, grid.rows, row, column, grid.groups * kGroupRows, grid.width);
+    const Parts<kColumns, kKnee> parts(grid, m.ring + grid.sums_at, barriers + 2 * grid.stages * 8, work.part,
+                                       place);
     parts.expect();
     const NextColumn<int32_t, kColumns, kKnee> next(e, column, thread, grid.width);
     const ResultCode code{e.code.rows ? output_knee(e, column) : Knee{}, true};
@@ -178,8 +179,8 @@ __device__ __forceinline__ void multiply_some(const Epilogue& e, const SomeWork&
     m.sum_steps();
     const bool same = all_of(next.same, 1, threads);  // and the parameters are there
     ResultCode{code.first, same}.choose(e, [&](auto encoding) {
-      parts.template finish<decltype(encoding)::value>(e, parameters, ResultCode{code.first, same}, m.sums, row,
-                                                       column, term.turned);
+      parts.template finish<decltype(encoding)::value>(e, parameters, ResultCode{code.first, same}, m.sums, place,
+                                                       term.turned);
     });
     all_of(true, 1, threads);  // the parameters have been read before the next tile's are written
   }

@@ -85,20 +85,16 @@ __device__ __forceinline__ uint32_t address_in_block(uint32_t address, uint32_t 
   return there;
 }
 
-// Four words to an address in a block of the cluster, whose barrier counts the bytes.
-__device__ __forceinline__ void send_four(uint32_t to, const int32_t (&v)[4], uint32_t barrier) {
-  asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
-          to),
-      "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]), "r"(barrier)
-      : "memory");
+// Two words to an address in a block of the cluster, whose barrier counts the bytes.
+__device__ __forceinline__ void send_pair(uint32_t to, const int32_t (&v)[2], uint32_t barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to),
+               "r"(v[0]), "r"(v[1]), "r"(barrier)
+               : "memory");
 }
 
-// Sixteen bytes to, and eight bytes from, shared memory.
-__device__ __forceinline__ void store_shared(uint32_t address, const int32_t (&v)[4]) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v[0]), "r"(v[1]), "r"(v[2]),
-               "r"(v[3])
-               : "memory");
+// Two words to and from shared memory.
+__device__ __forceinline__ void store_pair(uint32_t address, const int32_t (&v)[2]) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(v[0]), "r"(v[1]) : "memory");
 }
 __device__ __forceinline__ int2 load_pair(uint32_t address) {
   int2 v;
