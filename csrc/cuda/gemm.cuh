@@ -106,7 +106,8 @@ struct Tile {
 // common comes from the one whose seat has its number.
 template <class G>
 __device__ __forceinline__ void copy_tiles(const CUtensorMap* x, const CUtensorMap* weight, const Grid& grid,
-                                           uint32_t tiles, uint32_t barriers) {
+                                           uint8_t* memory) {
+  const uint32_t tiles = shared_address(memory), barriers = tiles + G::kBarriersAt;
   constexpr int kRowHalf = G::kRowBytes / 2, kColumnHalf = G::kColumnBytes / 2;
   const Seat seat(grid);
   const bool share_rows = grid.cluster_columns > 1, share_columns = grid.cluster_rows > 1;
@@ -284,49 +285,49 @@ struct Multiplier {
   // Scales and encodes the sums of a tile.
   template <Encoding kEncoding>
   __device__ __forceinline__ void finish(const Epilogue& e, const typename G::Parameters& columns,
-                                         const ResultCode& code, uint32_t piece, const TilePlace& tile) const {
+                                         const ResultCode& code, uint32_t place, const TilePlace& tile) const {
     constexpr int kAcross = G::kTileColumns / kChunkColumns;
     const int lane = threadIdx.x % 32, first_row = (threadIdx.x / 32 - 4) % G::kTeamWarps * 16;
+    EightResults at(e, tile, first_row + lane / 4, lane % 4 * 8);
 #pragma unroll 1
-    for (int n = 0; n < G::kTiles * kAcross; ++n) {
-      EightResults at{first_row + n / kAcross * kGroupRows, n % kAcross * kChunkColumns, {1.0f, 1.0f}};
-      if (at.row >= tile.rows || at.column >= tile.columns) {
-        continue;
+    for (int n = 0; first_row + n / kAcross * kGroupRows < tile.rows && n < G::kTiles * kAcross; n += kAcross) {
+      if (e.row_scale != nullptr) {
+        at.row_scale[0] = e.row_scale[tile.row + min(at.row, tile.rows - 1)];
+        at.row_scale[1] = e.row_scale[tile.row + min(at.row + 8, tile.rows - 1)];
       }
-      put(piece, n);
-      __syncwarp();
-      at.row += lane / 4;
-      at.column += lane % 4 * 8;
-      if (at.row < tile.rows && at.column < tile.columns) {
-        if (e.row_scale != nullptr) {
-          at.row_scale[0] = e.row_scale[tile.row + at.row];
-          at.row_scale[1] = e.row_scale[tile.row + min(at.row + 8, tile.rows - 1)];
+#pragma unroll 1
+      for (int piece = 0; piece * kChunkColumns < tile.columns; ++piece) {
+        put(place, n + piece);
+        __syncwarp();
+        if (at.row < tile.rows && at.column < tile.columns) {
+          Sum found[16] = {};
+          add_eights(place, lane / 4, found);
+          finish_eights<kEncoding, false>(e, columns, code, found, found, false, tile, at);
         }
-        Sum found[16] = {};
-        add_eights(piece, lane / 4, found);
-        finish_eights<kEncoding, false>(e, columns, code, found, found, false, tile, at);
+        __syncwarp();  // the place has been read before the next piece is put there
+        at.column += kChunkColumns;
+        at.first += kChunkColumns;
       }
-      __syncwarp();  // the place has been read before the next piece is put there
+      at = EightResults(e, tile, at.row + kGroupRows, lane % 4 * 8);
     }
   }
 };
 
 template <int kTeams, int kColumns, bool kKnee, int kFlush>
-__device__ __forceinline__ void multiply_tiles(const Epilogue& e, const Grid& grid, uint8_t* memory,
-                                               uint32_t barriers) {
+__device__ __forceinline__ void multiply_tiles(const Epilogue& e, const Grid& grid, uint8_t* memory) {
   using G = Gemm<kTeams, kColumns, kKnee, kFlush>;
   using Next = NextColumn<typename G::Sum, kColumns, G::kBeyond>;
   constexpr int kTeamThreads = 32 * G::kTeamWarps, kEach = (kColumns + kTeamThreads - 1) / kTeamThreads;
   const int warp = threadIdx.x / 32 - 4, team = kTeams > 1 ? warp / 4 : 0, thread = (threadIdx.x - 128) % kTeamThreads;
-  const Seat seat(grid);
   auto& columns = reinterpret_cast<typename G::Parameters*>(memory + G::kParametersAt)[team];
-  const uint32_t tiles = shared_address(memory), piece = tiles + G::kPiecesAt + warp * kPieceBytes;
+  const uint32_t tiles = shared_address(memory), barriers = tiles + G::kBarriersAt,
+                 piece = tiles + G::kPiecesAt + warp * kPieceBytes;
   const KneeTerm term = kKnee ? KneeTerm::of(e.x_code) : KneeTerm{};
-  Multiplier<G, kKnee, kFlush> m{grid, tiles, barriers, seat.listener, term, {barriers + 2 * G::kStages * 8, team, 0}};
+  Multiplier<G, kKnee, kFlush> m{grid, tiles, barriers, Seat(grid).listener, term, {barriers + 2 * G::kStages * 8, team, 0}};
   m.place.skip(team * grid.steps, G::kStages);
   for (int index = Tile::first(grid) + team * Tile::stride(grid); index < Tile::count(grid);
        index += kTeams * Tile::stride(grid)) {
-    const Tile tile = Tile::of(grid, index, seat);
+    const Tile tile = Tile::of(grid, index, Seat(grid));  // whose registers nothing else should hold
     const int64_t column = static_cast<int64_t>(tile.column) * kColumns;
     const TilePlace place(e, grid.rows, static_cast<int64_t>(tile.row) * kTileRows, column, kTileRows, kColumns);
     const Next first(e, column, thread, kColumns);
@@ -357,7 +358,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
 #if defined(DUALSCALE_HOPPER)
   using G = Gemm<kTeams, kColumns, kKnee, kFlush>;
   extern __shared__ __align__(1024) uint8_t memory[];
-  const uint32_t tiles = shared_address(memory), barriers = tiles + G::kBarriersAt;
+  const uint32_t barriers = shared_address(memory) + G::kBarriersAt;
   if (threadIdx.x == 0) {
     prefetch_map(&x);
     prefetch_map(&weight);
@@ -378,12 +379,12 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   if (threadIdx.x < 128) {
     give_registers<24>();
     if (threadIdx.x == 0) {
-      copy_tiles<G>(&x, &weight, grid, tiles, barriers);
+      copy_tiles<G>(&x, &weight, grid, memory);
     }
     __syncwarp();
   } else {
     take_registers<240>();
-    multiply_tiles<kTeams, kColumns, kKnee, kFlush>(e, grid, memory, barriers);
+    multiply_tiles<kTeams, kColumns, kKnee, kFlush>(e, grid, memory);
   }
   cluster_meet();  // another block's copies and arrivals reach into this one until the end
 #endif

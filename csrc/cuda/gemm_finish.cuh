@@ -76,15 +76,49 @@ __device__ __forceinline__ void with_number(int n, F&& f) {
 #undef DUALSCALE_CASE
 }
 
+// Neighbouring words at once, which the compiler does not find by itself where they may also go one by one.
+template <class T>
+__device__ __forceinline__ void store_whole(void* to, int64_t offset, const float (&x)[8]) {
+  const auto raw = pack<T, 8>(x);
+  T* const p = static_cast<T*>(to) + offset;
+  if constexpr (sizeof(T) == 1) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(p), "r"(raw.word[0]), "r"(raw.word[1]) : "memory");
+  } else {
+#pragma unroll
+    for (int i = 0; i < raw.kWords; i += 4) {
+      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p + i * 4 / sizeof(T)), "r"(raw.word[i]),
+                   "r"(raw.word[i + 1]), "r"(raw.word[i + 2]), "r"(raw.word[i + 3])
+                   : "memory");
+    }
+  }
+}
+
+// Eight columns of a row, of which `valid` exist: all of them where rows begin at multiples of eight.
+__device__ __forceinline__ void store_eight_of(const Epilogue& e, Kind kind, int64_t offset, const float (&x)[8],
+                                               int valid) {
+  if (e.columns % 8 != 0) {
+    store_eight<false>(e.y, kind, offset, x, false, valid);
+  } else if (kind == Kind::kCodes) {
+    store_whole<int8_t>(e.y, offset, x);
+  } else if (kind == Kind::kHalf) {
+    store_whole<__half>(e.y, offset, x);
+  } else if (kind == Kind::kBFloat16) {
+    store_whole<__nv_bfloat16>(e.y, offset, x);
+  } else {
+    store_whole<float>(e.y, offset, x);
+  }
+}
+
 // A tile in the result, as far as it lies inside, ...
 struct TilePlace {
-  int64_t row, column;
+  int64_t row, column, first;  // the number of its first element
   int rows, columns;
 
   __device__ __forceinline__ TilePlace(const Epilogue& e, int64_t all_rows, int64_t row, int64_t column,
                                        int most_rows, int most_columns)
       : row(row),
         column(column),
+        first(row * e.columns + column),
         rows(static_cast<int>(min(all_rows - row, static_cast<int64_t>(most_rows)))),
         columns(static_cast<int>(min(e.columns - column, static_cast<int64_t>(most_columns)))) {}
 };
@@ -92,7 +126,14 @@ struct TilePlace {
 // ... and eight results in it, with those of the same columns eight rows below.
 struct EightResults {
   int row, column;
+  int64_t first;  // the number of the first of them
   float row_scale[2];
+
+  __device__ __forceinline__ EightResults(const Epilogue& e, const TilePlace& tile, int row, int column)
+      : row(row),
+        column(column),
+        first(tile.first + static_cast<int64_t>(row) * static_cast<int>(e.columns) + column),
+        row_scale{1.0f, 1.0f} {}
 };
 
 template <Encoding kEncoding, bool kKnee, int kCount, class Sum, class Columns>
@@ -115,16 +156,15 @@ __device__ __forceinline__ void finish_eights(const Epilogue& e, const Columns& 
   } else {
     find(std::false_type{});
   }
-  const int64_t column = tile.column + at.column;
-  code.template encode<kEncoding>(e, v, [&](int i) { return column + i % 8; });
+  code.template encode<kEncoding>(e, v, [&](int i) { return tile.column + at.column + i % 8; });
 #pragma unroll
   for (int half = 0; half < kCount / 8; ++half) {
     const int row = at.row + half * 8;
     float eight[8];
     memcpy(eight, v + half * 8, sizeof(eight));
     if (row < tile.rows) {
-      store_eight<false>(e.y, e.kind, (tile.row + row) * e.columns + column, eight, e.columns % 8 == 0,
-                         min(tile.columns - at.column, 8));
+      store_eight_of(e, kEncoding == Encoding::kNone ? e.kind : Kind::kCodes,
+                     at.first + half * 8 * e.columns, eight, min(tile.columns - at.column, 8));
     }
   }
 }

@@ -99,9 +99,9 @@ struct Parts {
                                               const ResultCode& code, int n, int half, const TilePlace& tile,
                                               bool turned) const {
     const int inside = half * 8 + threadIdx.x % 32 / 4, row = n / across * 16 + inside;
-    const EightResults at{row,
-                          static_cast<int>(n % across * kChunkColumns + threadIdx.x % 4 * 8),
-                          {parameters.row_scale[row], parameters.row_scale[row + 8 - half * 8]}};
+    EightResults at(e, tile, row, n % across * kChunkColumns + threadIdx.x % 4 * 8);
+    at.row_scale[0] = parameters.row_scale[row];
+    at.row_scale[1] = parameters.row_scale[row + 8 - half * 8];
     if (row >= tile.rows || at.column >= tile.columns) {
       return;
     }
