@@ -35,7 +35,7 @@ void launch(const ManyRows& p, const Epilogue& e, int device, cudaStream_t strea
 void multiply_many_rows(const ManyRows& p, const Epilogue& e, int device, cudaStream_t stream) {
   const int64_t products = p.group_size / kCodesOfProduct;
   if (p.group_scale == nullptr) {
-    launch<2, 160, false, 0>(p, e, device, stream);
+    e.knee ? launch<1, 96, true, 0>(p, e, device, stream) : launch<2, 160, false, 0>(p, e, device, stream);
   } else if (products >= kProducts) {
     e.knee ? launch<1, 96, true, kProducts>(p, e, device, stream)
            : launch<1, 128, false, kProducts>(p, e, device, stream);

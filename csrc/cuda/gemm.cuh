@@ -211,9 +211,10 @@ struct Multiplier {
     }
   }
 
-  // Exact sums of all steps: a step's products run while the next step arrives.
+  // Exact sums of all steps: the products of a step, or with a knee of half a one, run while the next arrives
+  // and, with a knee, passes through the registers.
   __device__ __forceinline__ void sum_steps() {
-    static_assert(kFlush > 0 || !kKnee);
+    constexpr int kPart = kKnee ? kProducts / 2 : kProducts;
     int last = 0;
     clear();
     if constexpr (G::kTeamCount > 1) {
@@ -222,12 +223,15 @@ struct Multiplier {
     for (int step = 0; step < grid.steps; ++step) {
       barrier_wait(barriers + place.stage * 8, place.phase);
 #pragma unroll
-      for (int tile = 0; tile < G::kTiles; ++tile) {
-        sums[tile].template start<kProducts>(rows(tile), stage() + G::kRowBytes, 0, term, step > 0);
-      }
-      products_wait<G::kTiles>();
-      if (step > 0) {
-        release(last);
+      for (int first = 0; first < kProducts; first += kPart) {
+#pragma unroll
+        for (int tile = 0; tile < G::kTiles; ++tile) {
+          sums[tile].template start<kPart>(rows(tile), stage() + G::kRowBytes, first, term, step > 0 || first > 0);
+        }
+        products_wait<G::kTiles>();
+        if (step > 0 && first == 0) {
+          release(last);
+        }
       }
       last = place.stage;
       place.advance(G::kStages);
@@ -273,13 +277,39 @@ struct Multiplier {
     constexpr int kAcross = G::kTileColumns / kChunkColumns;
     const auto store = [&](int offset, const int32_t(&v)[2]) { store_pair(piece + offset, v); };
     with_number<G::kTiles * kAcross>(n, [&](auto number) {
-      constexpr int i = decltype(number)::value;
+      constexpr int i = decltype(number)::value, first = i % kAcross * kPieceSums;
       if constexpr (kFlush > 0) {
-        each_pair(total + i * kPieceSums, store);
+        each_pair(total + first, store);
       } else {
-        each_pair(sums[i / kAcross].plain + i % kAcross * kPieceSums, store);
+        each_pair(sums[i / kAcross].plain + first, store);
+      }
+      if constexpr (G::kBeyond) {
+        each_pair(sums[i / kAcross].beyond + first,
+                  [&](int offset, const int32_t(&v)[2]) { store_pair(piece + kPieceBytes + offset, v); });
       }
     });
+  }
+
+  // Scales and encodes a piece, of which this lane has eight columns of two rows: both at once, or with a knee
+  // one after the other.
+  template <Encoding kEncoding>
+  __device__ __forceinline__ void finish_piece(const Epilogue& e, const typename G::Parameters& columns,
+                                               const ResultCode& code, uint32_t piece, const TilePlace& tile,
+                                               EightResults at) const {
+    constexpr int kCount = G::kBeyond ? 8 : 16;
+    const int row = threadIdx.x % 32 / 4;
+#pragma unroll 1
+    for (int half = 0; half < 16 / kCount && at.row < tile.rows; ++half) {
+      Sum found[kCount] = {}, beyond[kCount] = {};
+      add_eights(piece, row + half * 8, found);
+      if constexpr (G::kBeyond) {
+        add_eights(piece + kPieceBytes, row + half * 8, beyond);
+      }
+      finish_eights<kEncoding, G::kBeyond>(e, columns, code, found, beyond, term.turned, tile, at);
+      at.row += 8;
+      at.first += 8 * e.columns;
+      at.row_scale[0] = at.row_scale[1];
+    }
   }
 
   // Scales and encodes the sums of a tile.
@@ -299,10 +329,8 @@ struct Multiplier {
       for (int piece = 0; piece * kChunkColumns < tile.columns; ++piece) {
         put(place, n + piece);
         __syncwarp();
-        if (at.row < tile.rows && at.column < tile.columns) {
-          Sum found[16] = {};
-          add_eights(place, lane / 4, found);
-          finish_eights<kEncoding, false>(e, columns, code, found, found, false, tile, at);
+        if (at.column < tile.columns) {
+          finish_piece<kEncoding>(e, columns, code, place, tile, at);
         }
         __syncwarp();  // the place has been read before the next piece is put there
         at.column += kChunkColumns;
@@ -321,7 +349,7 @@ __device__ __forceinline__ void multiply_tiles(const Epilogue& e, const Grid& gr
   const int warp = threadIdx.x / 32 - 4, team = kTeams > 1 ? warp / 4 : 0, thread = (threadIdx.x - 128) % kTeamThreads;
   auto& columns = reinterpret_cast<typename G::Parameters*>(memory + G::kParametersAt)[team];
   const uint32_t tiles = shared_address(memory), barriers = tiles + G::kBarriersAt,
-                 piece = tiles + G::kPiecesAt + warp * kPieceBytes;
+                 piece = tiles + G::kPiecesAt + warp * (G::kPieces / 8);
   const KneeTerm term = kKnee ? KneeTerm::of(e.x_code) : KneeTerm{};
   Multiplier<G, kKnee, kFlush> m{grid, tiles, barriers, Seat(grid).listener, term, {barriers + 2 * G::kStages * 8, team, 0}};
   m.place.skip(team * grid.steps, G::kStages);
@@ -329,16 +357,16 @@ __device__ __forceinline__ void multiply_tiles(const Epilogue& e, const Grid& gr
        index += kTeams * Tile::stride(grid)) {
     const Tile tile = Tile::of(grid, index, Seat(grid));  // whose registers nothing else should hold
     const int64_t column = static_cast<int64_t>(tile.column) * kColumns;
-    const TilePlace place(e, grid.rows, static_cast<int64_t>(tile.row) * kTileRows, column, kTileRows, kColumns);
-    const Next first(e, column, thread, kColumns);
-    const Next second(e, column, thread + kTeamThreads, kEach > 1 ? kColumns : 0);
+    const Next first(e, columns, column, thread, kColumns);
+    const Next second(e, columns, column, thread + kTeamThreads, kEach > 1 ? kColumns : 0);
     if constexpr (kFlush == 0) {
       m.sum_steps();
     } else {
       m.sum_groups(column);
     }
-    first.set(e, columns);
-    second.set(e, columns);
+    first.set(e);
+    second.set(e);
+    const TilePlace place(e, grid.rows, static_cast<int64_t>(tile.row) * kTileRows, column, kTileRows, kColumns);
     const ResultCode code{e.code.rows ? output_knee(e, column) : Knee{},
                           all_of(first.same && second.same, 1 + team, kTeamThreads)};
     code.choose(e, [&](auto encoding) {

@@ -48,33 +48,45 @@ __device__ __forceinline__ float value_of(const Column<Sum>& column, Sum sum, Su
   return column.template total<kKnee>(sum, beyond) * column.scale * row_scale + column.bias;
 }
 
-// The parameters of one column of a tile, the `n`-th of `count`: on their way to registers while something
-// else goes on, then in shared memory.
+// The parameters of one column of a tile, the `n`-th of `count`: as they come, on their way to shared memory
+// while something else goes on, and then as they are needed, in the same place.
 template <class Sum, int kColumns, bool kKnee>
 struct NextColumn {
-  typename Column<Sum>::Fetched fetched;
+  Columns<Sum, kColumns, kKnee>& columns;
   int n;
-  bool is_one, same = true;
+  bool is_one, same = true;  // whether the column has the output code of the first
 
-  __device__ __forceinline__ NextColumn(const Epilogue& e, int64_t first, int n, int count)
-      : n(n), is_one(n < count) {
-    if (is_one) {
-      fetched = Column<Sum>::fetch(e, first + n);
-      if (e.code.per_channel) {
-        const auto* const rows = reinterpret_cast<const float4*>(e.code.rows);
-        const int64_t mine = min(first + n, e.columns - 1), other = min(first, e.columns - 1);
+  __device__ __forceinline__ NextColumn(const Epilogue& e, Columns<Sum, kColumns, kKnee>& columns, int64_t first,
+                                        int n, int count)
+      : columns(columns), n(n), is_one(n < count) {
+    if (!is_one) {
+      return;
+    }
+    const int64_t mine = min(first + n, e.columns - 1), other = min(first, e.columns - 1);
+    if (e.weight_scale != nullptr) {
+      copy_async<4>(&columns.scale[n], e.weight_scale + mine);
+    }
+    if (e.bias != nullptr) {
+      copy_async<4>(&columns.bias[n], e.bias + mine);
+    }
+    if (e.x_code != nullptr) {
+      copy_async<4>(&columns.zero[n], static_cast<const Sum*>(e.weight_sum) + mine);
+    }
+    if (e.code.per_channel) {
+      const auto* const rows = reinterpret_cast<const float4*>(e.code.rows);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float4 a = rows[2 * mine + i], b = rows[2 * other + i];
-          same = same && a.x == b.x && a.y == b.y && a.z == b.z && a.w == b.w;
-        }
+      for (int i = 0; i < 2; ++i) {
+        const float4 a = rows[2 * mine + i], b = rows[2 * other + i];
+        same = same && a.x == b.x && a.y == b.y && a.z == b.z && a.w == b.w;
       }
     }
   }
 
-  __device__ __forceinline__ void set(const Epilogue& e, Columns<Sum, kColumns, kKnee>& columns) const {
+  __device__ __forceinline__ void set(const Epilogue& e) const {
     if (is_one) {
-      columns.set(n, Column<Sum>::of(e, fetched));
+      wait_for_copies();
+      columns.set(n, Column<Sum>::of(e, {e.weight_scale ? columns.scale[n] : 1.0f, e.bias ? columns.bias[n] : 0.0f,
+                                         e.x_code ? columns.zero[n] : Sum{0}}));
     }
   }
 };

@@ -27,8 +27,8 @@ void multiply_on_hopper(const Rows& rows, const Tensor& weight, const Tensor& we
   p.constant_weight = constant_weight;
   const int index = rows.tensor.get_device_index();
   if (group_size == 0) {
-    e.knee || p.rows <= 256 || e.columns <= 256 ? multiply_some_rows(p, e, index, device.stream)
-                                                : multiply_many_rows(p, e, index, device.stream);
+    const auto go = suits_some_rows(p, e, index) ? multiply_some_rows : multiply_many_rows;
+    go(p, e, index, device.stream);
     return;
   }
   // Unpacking costs a fraction of a product of many rows.

@@ -175,7 +175,8 @@ struct ManyRows {
 constexpr int64_t kColumnPadding = 768;  // of group scales: a multiple of the width of every pair of tiles
 void multiply_many_rows(const ManyRows& product, const Epilogue& epilogue, int device, cudaStream_t stream);
 
-// The same without group scales, where the weights, not the products, take long: some rows, or few columns.
+// The same without group scales, where the weights take long, not the products.
+bool suits_some_rows(const ManyRows& product, const Epilogue& epilogue, int device);
 void multiply_some_rows(const ManyRows& product, const Epilogue& epilogue, int device, cudaStream_t stream);
 
 }  // namespace dualscale

@@ -25,6 +25,7 @@ struct SomeShape {
 // the same columns (parts), or have the same depth of neighbouring columns, and share x (neighbours).
 struct SomeCut {
   int groups, width, parts, neighbours;
+  bool best = true;  // or tiles of many rows are quicker
 
   int cluster() const { return parts * neighbours; }
 };
@@ -93,7 +94,7 @@ inline double time_of(const SomeShape& p, const SomeCut& cut, const ClusterRoom&
   const int64_t needed = row_tiles * over(column_tiles, cut.neighbours);
   const int64_t clusters = std::max(room.clusters[cut.cluster()], 1), rounds = over(needed, clusters);
   const SomeLayout layout = lay_out(p, cut);
-  if (layout.stages < std::min<int64_t>(2, steps) || cut.parts > steps || cut.neighbours > column_tiles || (cut.parts > 1 && rounds > 1)) {
+  if (room.clusters[cut.cluster()] == 0 || layout.stages < std::min<int64_t>(2, steps) || cut.parts > steps || cut.neighbours > column_tiles || (cut.parts > 1 && rounds > 1)) {
     return std::numeric_limits<double>::infinity();
   }
   const double blocks = static_cast<double>(std::min(needed, clusters) * cut.cluster());
@@ -121,15 +122,34 @@ inline double time_of(const SomeShape& p, const SomeCut& cut, const ClusterRoom&
   return (stream + end + exchange) * (1.0 + T::kCluster * cut.cluster());
 }
 
-// The quickest of all; clusters are powers of two, as the processors of the chip come.
+// The same of tiles of many rows in clusters of four (gemm.cuh), whose steps are bound by the tensor cores and
+// the shared memory that feeds them, and whose ends two teams share but with a knee.
+inline double time_of_many(const SomeShape& p, const ClusterRoom& room) {
+  const int64_t rows = 128, columns = p.knee ? 96 : 160;
+  const double shared = p.knee ? 480 : 417, end = p.knee ? 1500 : 0, least = 1500, rest = 3000;
+  const int64_t row_tiles = over(p.rows, rows), column_tiles = over(p.columns, columns);
+  const int down = row_tiles > 1 ? 2 : 1, across = column_tiles > 1 ? 2 : 1;
+  const int64_t needed = over(row_tiles, down) * over(column_tiles, across);
+  const int64_t clusters = std::max(room.clusters[down * across], 1), rounds = over(needed, clusters);
+  const double blocks = static_cast<double>(std::min(needed, clusters) * down * across);
+  const double bytes = 128.0 * static_cast<double>(rows / across + columns / down);
+  const double step = std::max(shared, blocks * bytes / SomeTime::kCacheBytes);
+  const double tile = std::max(static_cast<double>(over(p.depth, 128)) * step + end, least);
+  return std::max(rounds * tile, static_cast<double>(p.columns * p.depth) / SomeTime::kMemoryBytes) + rest;
+}
+
+// The quickest of all, of clusters that the device has room for.
 inline SomeCut quickest_cut(const SomeShape& p, const ClusterRoom& room) {
-  SomeCut best{1, kWidthUnit, 1, 1};
+  SomeCut best{1, kWidthUnit, 1, 1, true};
   double least = std::numeric_limits<double>::infinity();
   const int groups = p.rows > 64 ? 2 : 1;
   for (int parts = 1; parts <= kMostCluster; parts *= 2) {
-    for (int neighbours = 1; parts * neighbours <= kMostCluster; neighbours *= 2) {
+    for (const int neighbours : {1, 2, 3, 4, 8}) {
       for (int width = kWidthUnit; width <= most_width(p.knee); width += kWidthUnit) {
-        const SomeCut cut{groups, width, parts, neighbours};
+        const SomeCut cut{groups, width, parts, neighbours, true};
+        if (cut.cluster() > kMostCluster) {
+          continue;
+        }
         const double time = time_of(p, cut, room);
         if (time < least) {
           least = time;
@@ -138,6 +158,7 @@ inline SomeCut quickest_cut(const SomeShape& p, const ClusterRoom& room) {
       }
     }
   }
+  best.best = least <= time_of_many(p, room);
   return best;
 }
 

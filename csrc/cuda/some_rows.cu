@@ -12,7 +12,7 @@ const ClusterRoom& room_of(int device) {
   if (known != device) {
     const auto kernel = some_rows<32, false>;
     allow_shared(kernel, kWholeBytes);
-    for (int cluster = 1; cluster <= kMostCluster; cluster *= 2) {
+    for (const int cluster : {1, 2, 3, 4, 8}) {  // a part of the depth or a neighbour each
       room.clusters[cluster] = clusters_of_device(kernel, cluster, 128 + 32, kWholeBytes, device);
     }
     known = device;
@@ -78,6 +78,10 @@ void launch(const ManyRows& p, const Epilogue& e, const SomeCut& cut, int device
 }
 
 }  // namespace
+
+bool suits_some_rows(const ManyRows& p, const Epilogue& e, int device) {
+  return known_cut({p.rows, e.columns, p.depth, e.knee}, device).best;
+}
 
 void multiply_some_rows(const ManyRows& p, const Epilogue& e, int device, cudaStream_t stream) {
   const SomeCut cut = known_cut({p.rows, e.columns, p.depth, e.knee}, device);

@@ -170,12 +170,12 @@ __device__ __forceinline__ void multiply_some(const Epilogue& e, const SomeWork&
     const Parts<kColumns, kKnee> parts(grid, m.ring + grid.sums_at, barriers + 2 * grid.stages * 8, work.part,
                                        place);
     parts.expect();
-    const NextColumn<int32_t, kColumns, kKnee> next(e, column, thread, grid.width);
+    const NextColumn<int32_t, kColumns, kKnee> next(e, parameters.columns, column, thread, grid.width);
     const ResultCode code{e.code.rows ? output_knee(e, column) : Knee{}, true};
-    next.set(e, parameters.columns);
     if (thread < grid.groups * kGroupRows) {
       parameters.row_scale[thread] = e.row_scale ? e.row_scale[min(row + thread, grid.rows - 1)] : 1.0f;
     }
+    next.set(e);  // while the first steps arrive
     m.sum_steps();
     const bool same = all_of(next.same, 1, threads);  // and the parameters are there
     ResultCode{code.first, same}.choose(e, [&](auto encoding) {
