@@ -1,0 +1,130 @@
+// The weights of in_proj and out_proj on their way to a block: a ring of slots in shared memory, each filled by
+// one copy of neighbouring rows.
+//
+// Copies are numbered in the order of their use: first those of in_proj, rows of x with even and rows of z with
+// odd numbers, then those of out_proj. Number n lies in slot n mod 2^slot_shift and completes phase
+// n / 2^slot_shift of that slot's barrier. A slot is filled again only after a barrier of the whole block
+// behind the last read of what lay there; so every thread has also seen the phase before, and its parity tells
+// phases apart. Rows of out_proj for which the ring has no slots are `tail`: these come straight to registers.
+#pragma once
+
+#include "layer_step.cuh"
+
+namespace dualscale {
+
+template <int kBits>
+struct SlotRows {
+  static constexpr int kIn = kBits == 8 ? 4 : 8, kOut = kIn / 2;  // rows of a slot
+  static constexpr int kInSlots = kTileRows / kIn, kOutSlots = kTileRows / kOut;  // of a tile
+
+  // A tile's rows are dealt out to the lanes of mma.cuh so that those of even and odd g are in slots of their
+  // own: of the pairs of slots of a tile, and of the rows of a slot, this is what row f of the operand has.
+  static __host__ __device__ constexpr int pair_of(int f, int rows) { return f / 2 / rows; }
+  static __host__ __device__ constexpr int row_of(int f, int rows) { return f / 2 % rows; }
+};
+
+#if defined(DUALSCALE_BULK)
+
+// Brings bytes, a multiple of sixteen, into the L2 cache; no read, as prefetch_sector.
+__device__ __forceinline__ void prefetch_bulk(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
+template <int kBits>
+class WeightRing {
+ public:
+  using Rows = SlotRows<kBits>;
+
+  __device__ __forceinline__ WeightRing(const LayerStep& step, uint32_t memory)
+      : a(step),
+        memory_(memory),
+        in_slots_(2 * step.own / Rows::kIn),
+        out_slots_(min((step.out_rows() + Rows::kOut - 1) / Rows::kOut, 1 << step.at.slot_shift)) {}
+
+  __device__ __forceinline__ int tail_rows() const { return a.out_rows() - out_slots_ * Rows::kOut; }
+  __device__ __forceinline__ int in_slots() const { return in_slots_; }
+  __device__ __forceinline__ int out_slots() const { return out_slots_; }
+
+  // One thread makes the barriers, and that of the parameters, before any copy.
+  __device__ __forceinline__ void prepare() const {
+    for (int i = 0; i <= 1 << a.at.slot_shift; ++i) {
+      barrier_init(barrier(i), 1);
+    }
+    fence_for_copies();
+  }
+
+  // Starts copies [first, last), as many as exist; a warp each, in turn. All of the block call it.
+  __device__ __forceinline__ void fill(int first, int last) const {
+    if (threadIdx.x % 32 == 0) {
+      for (int n = first + threadIdx.x / 32; n < min(last, in_slots_ + out_slots_); n += kLayerWarps) {
+        copy(n);
+      }
+    }
+  }
+
+  // The first that has no slot while nothing is used.
+  __device__ __forceinline__ int capacity() const { return 1 << a.at.slot_shift; }
+
+  __device__ __forceinline__ void await(int n) const {
+    barrier_wait(barrier(n & (capacity() - 1)), n >> a.at.slot_shift & 1);
+  }
+
+  // Where copy n lies.
+  __device__ __forceinline__ uint32_t slot(int n) const {
+    return memory_ + a.at.ring + (n & (capacity() - 1)) * a.at.slot_bytes;
+  }
+
+  __device__ __forceinline__ uint32_t parameters() const { return barrier(capacity()); }
+
+  // What will not be copied for long, to the L2 cache. One thread does.
+  __device__ __forceinline__ void prefetch_in() const {
+    const int row = capacity() / 2 * Rows::kIn, left = a.own - row;
+    if (left > 0) {
+      prefetch_bulk(in_row(0, row), left * in_bytes());
+      prefetch_bulk(in_row(1, row), left * in_bytes());
+    }
+  }
+  __device__ __forceinline__ void prefetch_tail() const {
+    if (tail_rows() > 0) {
+      prefetch_bulk(out_row(out_slots_ * Rows::kOut), tail_rows() * out_bytes());
+    }
+  }
+
+  // A row of this block's part of out_proj.
+  __device__ __forceinline__ const uint8_t* out_row(int row) const {
+    return a.out_weight + (static_cast<int64_t>(blockIdx.x) * a.out_rows() + row) * out_bytes();
+  }
+
+ private:
+  __device__ __forceinline__ int in_bytes() const { return a.width * kBits / 8; }
+  __device__ __forceinline__ int out_bytes() const { return a.channels * kBits / 8; }
+  // Of x (half 0) or z (half 1).
+  __device__ __forceinline__ const uint8_t* in_row(int half, int row) const {
+    return a.in_weight + (static_cast<int64_t>(half) * a.channels + blockIdx.x * a.own + row) * in_bytes();
+  }
+  __device__ __forceinline__ uint32_t barrier(int i) const { return memory_ + a.at.barriers + 8 * i; }
+
+  __device__ __forceinline__ void copy(int n) const {
+    const uint8_t* from;
+    int bytes;
+    if (n < in_slots_) {
+      from = in_row(n & 1, n / 2 * Rows::kIn);
+      bytes = Rows::kIn * in_bytes();
+    } else {
+      const int row = (n - in_slots_) * Rows::kOut;
+      from = out_row(row);
+      bytes = min(Rows::kOut, a.out_rows() - row) * out_bytes();
+    }
+    const uint32_t counter = barrier(n & (capacity() - 1));
+    barrier_expect(counter, bytes);
+    copy_bulk(slot(n), from, bytes, counter);
+  }
+
+  const LayerStep& a;
+  const uint32_t memory_;
+  const int in_slots_, out_slots_;
+};
+
+#endif
+
+}  // namespace dualscale
