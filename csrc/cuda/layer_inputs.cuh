@@ -13,8 +13,8 @@ namespace dualscale {
 template <int kBits, bool kKnee>
 class LayerInputs {
  public:
-  using Sums = StepSums<kBits>;
-  using Sum = typename Sums::Sum;
+  using Product = LayerProduct<kBits>;
+  using Sum = typename Product::Sum;
   using Rows = SlotRows<kBits>;
 
   __device__ __forceinline__ LayerInputs(const LayerContext& context, const WeightRing<kBits>& ring,
@@ -55,7 +55,7 @@ class LayerInputs {
       if (b < a.batch && column() < a.width) {
         hidden_[b] = load_raw<__half, kEight>(a.hidden + b * a.hidden_stride + column(), true, kEight);
         if (a.residual.data != nullptr) {
-          residual_[b] = load_eight<true>(a.residual, b * a.residual.row_stride + column(), kEight);
+          row_[b] = load_eight<true>(a.residual, b * a.residual.row_stride + column(), kEight);
         }
       }
     }
@@ -72,42 +72,48 @@ class LayerInputs {
     }
   }
 
-  // Codes of the norm of residual + hidden, all of the width; a slice of the sum is written.
+  // Codes of the norm of residual + hidden, all of the width; a slice of the sum is written. The loops are not
+  // unrolled, as code that runs once takes its time to come; what belongs to the next sequence moves up.
   __device__ __forceinline__ void norm() {
-    float x[kLayerBatch][kEight];
+#pragma unroll 1
+    for (int b = 0; b < a.batch; ++b) {
+      Eight x;
+      float squares = column() < a.width ? add_residual(b, x) : 0.0f;
+      move_up(hidden_, Raw<__half, kEight>{});
+      move_up(row_, x);
 #pragma unroll
-    for (int b = 0; b < kLayerBatch; ++b) {
-      if (b < a.batch) {
-        float squares = column() < a.width ? add_residual(b, x[b]) : 0.0f;
-#pragma unroll
-        for (int distance = 16; distance > 0; distance /= 2) {
-          squares += __shfl_xor_sync(0xffffffffu, squares, distance);
-        }
-        if (k.lane == 0) {
-          s.squares[b][k.warp] = squares;
-        }
+      for (int distance = 16; distance > 0; distance /= 2) {
+        squares += __shfl_xor_sync(0xffffffffu, squares, distance);
+      }
+      if (k.lane == 0) {
+        s.squares[b][k.warp] = squares;
       }
     }
     barrier_wait(ring_.parameters(), 0);
     __syncthreads();
     exchange_.begin(s.epoch);
     const RowCode code(k.code_of(kInCode));
-#pragma unroll
-    for (int b = 0; b < kLayerBatch; ++b) {
-      if (b < a.batch && column() < a.width) {
+#pragma unroll 1
+    for (int b = a.batch - 1; b >= 0; --b) {  // the last one's sums are the last of row_
+      if (column() < a.width) {
         float squares = s.squares[b][0];
 #pragma unroll
         for (int warp = 1; warp < kLayerWarps; ++warp) {
           squares += s.squares[b][warp];
         }
         const float inverse = rsqrtf(squares / static_cast<float>(a.width) + a.eps);
+        float y[kEight];
 #pragma unroll
         for (int j = 0; j < kEight; ++j) {
-          x[b][j] *= inverse * norm_weight_[j];
+          y[j] = __uint_as_float(row_[kLayerBatch - 1].word[j]) * (inverse * norm_weight_[j]);
         }
-        code.template encode<true>(column(), kEight, x[b]);
+        code.template encode<true>(column(), kEight, y);
         store_raw(reinterpret_cast<int8_t*>(k.memory + a.at.row + b * a.at.row_stride + column()),
-                  pack<int8_t, kEight>(x[b]), true, kEight);
+                  pack<int8_t, kEight>(y), true, kEight);
+      }
+#pragma unroll
+      for (int i = kLayerBatch - 1; i > 0; --i) {
+        row_[i] = row_[i - 1];
       }
     }
     __syncthreads();
@@ -115,43 +121,52 @@ class LayerInputs {
 
   // Codes of x and gates of z, of this block's channels.
   __device__ __forceinline__ void project() {
-    constexpr int kSteps = kMostWidth / Sums::kCodes / kLayerWarps;
-    const int steps = a.width / Sums::kCodes, tiles = a.own / kChannelStep;
-    const int row_bytes = a.width * kBits / 8;
-    uint32_t x[kSteps][Sums::kWords];
+    constexpr int kSteps = kMostWidth / Product::kCodes / kLayerWarps;
+    constexpr int kSlots = kTilesAtOnce * kTileRows / Rows::kIn;
+    const int steps = a.width / Product::kCodes, rounds = 2 * a.own / (kTilesAtOnce * kTileRows);
+    uint32_t x[kSteps][Product::kWords];
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       const int step = k.warp + kLayerWarps * i;
       if (step < steps) {
-        load_codes<kBits>(shared_address(k.memory + a.at.row), a.at.row_stride, a.batch, step, x[i]);
+        Product::load_codes(shared_address(k.memory + a.at.row), a.at.row_stride, a.batch, step, x[i]);
       }
     }
 #pragma unroll 1
-    for (int tile = 0; tile < tiles; ++tile) {
-      const int first = tile * Rows::kInSlots;
-#pragma unroll
-      for (int n = 0; n < Rows::kInSlots; ++n) {
-        ring_.await(first + n);
+    for (int round = 0; round < rounds; ++round) {
+#pragma unroll 1
+      for (int n = 0; n < kSlots; ++n) {
+        ring_.await(round * kSlots + n);
       }
-      const uint32_t low = row_at(first, k.g, row_bytes), high = row_at(first, k.g + 8, row_bytes);
-      const int row = k.g % 2 * a.own + tile * kChannelStep + k.g / 2;
-      Sums sums;
+      Sum sum[kTilesAtOnce][4] = {};
+      uint8_t* const partial = k.memory + a.at.partial + round % 2 * kTilesAtOnce * Product::kPartialBytes;
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        const int step = k.warp + kLayerWarps * i;
-        if (step < steps) {
-          const auto scale = group_scales<kBits>(k.template parameter<__half>(kInScaleX), a.in, row, row + 4, step);
-          sums.add(load_shared(low + Sums::kBytes * step), load_shared(high + Sums::kBytes * step), x[i], scale);
+      for (int i = 0; i < kTilesAtOnce; ++i) {
+        const int tile = round * kTilesAtOnce + i;
+        const uint32_t from = ring_.in_at(tile, k.g, k.t);
+        const int row = k.g % 2 * a.own + Rows::place(tile, k.g);
+#pragma unroll
+        for (int j = 0; j < kSteps; ++j) {
+          const int step = k.warp + kLayerWarps * j;
+          if (step < steps) {
+            Product::add(sum[i], load_shared(from + Product::kBytes * step), x[j],
+                         Product::scale_of(k.template parameter<__half>(kInScaleX), a.in, row, step));
+          }
         }
       }
-      uint8_t* const partial = k.memory + a.at.partial + tile % 2 * Sums::kPartialBytes;
-      sums.store(partial);
+#pragma unroll
+      for (int i = 0; i < kTilesAtOnce; ++i) {
+        Product::store(sum[i], partial + i * Product::kPartialBytes);
+      }
       __syncthreads();
-      ring_.fill(first + ring_.capacity(), first + ring_.capacity() + Rows::kInSlots);
-      // Two warps finish the tile while all go on; they come to the next barrier before its room is used again.
-      const int thread = threadIdx.x - 64 * (tile % (kLayerWarps / 2));
-      if (thread >= 0 && thread < kTileRows * a.batch) {
-        finish(partial, tile, thread % kTileRows, thread / kTileRows);
+      ring_.fill(round * kSlots + ring_.capacity(), (round + 1) * kSlots + ring_.capacity());
+      // Two warps finish these tiles while all go on; they come to the next barrier before their room is used
+      // again.
+      const int thread = threadIdx.x - 64 * (round % (kLayerWarps / 2));
+      if (thread >= 0 && thread < kTilesAtOnce * kTileRows * a.batch) {
+        const int row = thread % (kTilesAtOnce * kTileRows), i = row / kTileRows;
+        finish(partial + i * Product::kPartialBytes, round * kTilesAtOnce + i, row % kTileRows,
+               thread / (kTilesAtOnce * kTileRows));
       }
     }
     __syncthreads();
@@ -195,6 +210,16 @@ class LayerInputs {
   }
 
  private:
+  // The first goes, and all others move one up.
+  template <class T, int N>
+  static __device__ __forceinline__ void move_up(T (&each)[N], const T& last) {
+#pragma unroll
+    for (int i = 0; i + 1 < N; ++i) {
+      each[i] = each[i + 1];
+    }
+    each[N - 1] = last;
+  }
+
   // This thread's vector of the width; its sequence and channel of the convolution.
   __device__ __forceinline__ int column() const { return kEight * threadIdx.x; }
   __device__ __forceinline__ int sequence() const { return threadIdx.x / 64; }
@@ -221,12 +246,13 @@ class LayerInputs {
     }
   }
 
-  // The sum of squares of this thread's vector.
-  __device__ __forceinline__ float add_residual(int b, float (&x)[kEight]) const {
-    unpack(hidden_[b], x);
+  // The sum of squares of this thread's vector of the sequence that is the first now.
+  __device__ __forceinline__ float add_residual(int b, Eight& sum) const {
+    float x[kEight];
+    unpack(hidden_[0], x);
     if (a.residual.data != nullptr) {
       float add[kEight];
-      biased_or_value(residual_[b], a.residual.kind, add);
+      biased_or_value(row_[0], a.residual.kind, add);
 #pragma unroll
       for (int j = 0; j < kEight; ++j) {
         x[j] += add[j];
@@ -240,31 +266,27 @@ class LayerInputs {
 #pragma unroll
     for (int j = 0; j < kEight; ++j) {
       squares = fmaf(x[j], x[j], squares);
+      sum.word[j] = __float_as_uint(x[j]);
     }
     return squares;
   }
 
-  // Where this lane's bytes of row f of a tile are, whose slots begin with the copy `first`.
-  __device__ __forceinline__ uint32_t row_at(int first, int f, int row_bytes) const {
-    return ring_.slot(first + 2 * Rows::pair_of(f, Rows::kIn) + f % 2) + Rows::row_of(f, Rows::kIn) * row_bytes +
-           16 * k.t;
-  }
-
-  // Row f of a tile of one sequence: a code of x or the gate of z.
-  __device__ __forceinline__ void finish(uint8_t* partial, int tile, int f, int b) const {
-    const int c = tile * kChannelStep + f / 2;
+  // Row g of a tile of one sequence: a code of x or the gate of z.
+  __device__ __forceinline__ void finish(uint8_t* partial, int tile, int g, int b) const {
+    const int c = Rows::place(tile, g);
     Epilogue e{};
     e.x_code = k.parameter(kInCode);
     e.weight_scale = kBits == 8 ? k.parameter(kInScaleX) : nullptr;
     e.weight_sum = k.parameter(kInSumX);
     e.columns = 2 * a.own;
-    const auto column = Column<Sum>::of(e, Column<Sum>::fetch(e, f % 2 * a.own + c));
-    const float y = dualscale::finish<false>(e, column, Sums::total(partial, f, b), Sum(0), b);
-    if (f % 2 == 0) {
-      s.x[b][c] = static_cast<int8_t>(__float2int_rn(Knee::load(k.parameter(kXCode)).encode(y)));
+    const auto column = Column<Sum>::of(e, Column<Sum>::fetch(e, g % 2 * a.own + c));
+    const float y = dualscale::finish<false>(e, column, Product::total(partial, g, b), Sum(0), b);
+    const Knee code = Knee::load(k.parameter(g % 2 == 0 ? kXCode : kZCode));
+    const float q = code.encode(y);
+    if (g % 2 == 0) {
+      s.x[b][c] = static_cast<int8_t>(__float2int_rn(q));
     } else {
-      const Knee code = Knee::load(k.parameter(kZCode));
-      s.gate[b][c] = silu(code.decode(code.encode(y)));
+      s.gate[b][c] = silu(code.decode(q));
     }
   }
 
@@ -275,7 +297,7 @@ class LayerInputs {
   LayerExchange& exchange_;
   float norm_weight_[kEight];
   Raw<__half, kEight> hidden_[kLayerBatch];
-  Eight residual_[kLayerBatch];
+  Eight row_[kLayerBatch];  // the residual, and, as fp32, its sums with hidden
   uint32_t window_[kMaxTaps];  // codes of this thread's channel, the newest last
 };
 

@@ -19,17 +19,16 @@ __device__ __forceinline__ void admit_next() { admit_later(); }
 template <int kBits>
 class LayerOutputs {
  public:
-  using Sums = StepSums<kBits>;
-  using Sum = typename Sums::Sum;
-  using Rows = SlotRows<kBits>;
+  using Product = LayerProduct<kBits>;
+  using Sum = typename Product::Sum;
+  using Ring = WeightRing<kBits>;
 
   __device__ __forceinline__ LayerOutputs(const LayerContext& context, const WeightRing<kBits>& ring)
       : k(context), a(context.a), ring_(ring) {}
 
   // Codes of the transform of y.
   __device__ __forceinline__ void rotate(const LayerExchange& exchange) {
-    LayerRotation rotation(a, exchange, k.memory, k.parameter(kBase));
-    const Knee code = Knee::load(k.parameter(kOutCode));
+    LayerRotation rotation(a, exchange, k.memory);
     uint32_t codes[kLayerBatch][kItem / 4];
     rotation.peek(0);
 #pragma unroll 1
@@ -37,7 +36,7 @@ class LayerOutputs {
       rotation.mix(b);
       __syncthreads();
       uint32_t made[kItem / 4] = {};
-      rotation.finish(code, made);
+      rotation.finish(k.parameter(kOutCode), made);
 #pragma unroll
       for (int i = 0; i < kLayerBatch; ++i) {
 #pragma unroll
@@ -59,24 +58,24 @@ class LayerOutputs {
 
   // This block's rows of out_proj.
   __device__ __forceinline__ void project() {
-    const int steps = a.channels / Sums::kCodes;
+    const int steps = a.channels / Product::kCodes;
+#pragma unroll 1
     for (int n = 0; n < ring_.out_slots(); ++n) {
       ring_.await(ring_.in_slots() + n);
     }
-    Sums sums[kMostOutTiles];
+    Sum sum[kMostOutTiles][4] = {};
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       const int step = k.warp + kLayerWarps * i;
       if (step < steps) {
-        uint32_t x[Sums::kWords];
-        load_codes<kBits>(shared_address(k.memory + a.at.code), a.at.code_stride, a.batch, step, x);
+        uint32_t x[Product::kWords];
+        Product::load_codes(shared_address(k.memory + a.at.code), a.at.code_stride, a.batch, step, x);
 #pragma unroll
         for (int tile = 0; tile < kMostOutTiles; ++tile) {
           if (tile * kTileRows < a.out_rows()) {
-            const int low = row_of(tile, k.g), high = row_of(tile, k.g + 8);
-            const auto scale = group_scales<kBits>(k.template parameter<__half>(kOutScale), a.last,
-                                                   min(low, a.out_rows() - 1), min(high, a.out_rows() - 1), step);
-            sums[tile].add(weights(tile, k.g, step, i), weights(tile, k.g + 8, step, i), x, scale);
+            const int row = min(Ring::out_row_of(tile, k.g), a.out_rows() - 1);  // sums of rows beyond are not read
+            Product::add(sum[tile], weights(tile, step, i), x,
+                         Product::scale_of(k.template parameter<__half>(kOutScale), a.last, row, step));
           }
         }
       }
@@ -84,52 +83,45 @@ class LayerOutputs {
     uint8_t* const partial = k.memory + a.at.partial;
 #pragma unroll
     for (int tile = 0; tile < kMostOutTiles; ++tile) {
-      sums[tile].store(partial + tile * Sums::kPartialBytes);
+      Product::store(sum[tile], partial + tile * Product::kPartialBytes);
     }
     __syncthreads();
-    const int f = threadIdx.x % kTileRows, tile = threadIdx.x / kTileRows % kMostOutTiles;
-    const int b = threadIdx.x / (kTileRows * kMostOutTiles), row = row_of(tile, f);
+    constexpr int kRows = kMostOutTiles * kTileRows;
+    static_assert(kRows * kLayerBatch <= kLayerThreads, "a thread a result");
+    const int g = threadIdx.x % kTileRows, tile = threadIdx.x % kRows / kTileRows, b = threadIdx.x / kRows;
+    const int row = Ring::out_row_of(tile, g);
     if (b < a.batch && row < a.out_rows()) {
-      finish(row, b, Sums::total(partial + tile * Sums::kPartialBytes, f, b));
+      finish(row, b, Product::total(partial + tile * Product::kPartialBytes, g, b));
     }
   }
 
  private:
-  static constexpr int kSteps = 2 * kMostWidth / Sums::kCodes / kLayerWarps;
+  static constexpr int kSteps = 2 * kMostWidth / Product::kCodes / kLayerWarps;
   static constexpr bool kTail = kBits == 8;  // whether there may be rows without a slot
 
-  // The row of this block that row f of a tile's operand is; it need not exist.
-  static __device__ __forceinline__ int row_of(int tile, int f) {
-    return tile * kTileRows + (2 * Rows::pair_of(f, Rows::kOut) + f % 2) * Rows::kOut + Rows::row_of(f, Rows::kOut);
-  }
-
-  // Rows without a slot are the first eight of the second tile at most.
+  // Rows without a slot are the last tile.
   __device__ __forceinline__ void load_tail() {
     if constexpr (kTail) {
-      const int row = row_of(1, k.g), steps = a.channels / Sums::kCodes;
+      const int row = Ring::out_row_of(kMostOutTiles - 1, k.g), steps = a.channels / Product::kCodes;
       const bool exists = ring_.tail_rows() > 0 && row < a.out_rows();
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
         const int step = k.warp + kLayerWarps * i;
-        tail_[i] = exists && step < steps
-                       ? __ldg(reinterpret_cast<const uint4*>(ring_.out_row(row) + Sums::kBytes * step + 16 * k.t))
-                       : make_uint4(0, 0, 0, 0);
+        if (exists && step < steps) {
+          tail_[i] = __ldg(reinterpret_cast<const uint4*>(ring_.out_row(row) + Product::kBytes * step + 16 * k.t));
+        }
       }
     }
   }
 
-  __device__ __forceinline__ uint4 weights(int tile, int f, int step, int i) const {
-    if (row_of(tile, f) >= a.out_rows()) {
-      return make_uint4(0, 0, 0, 0);
-    }
+  // Where a row does not exist, anything that may be read.
+  __device__ __forceinline__ uint4 weights(int tile, int step, int i) const {
     if constexpr (kTail) {
-      if (tile == 1 && ring_.tail_rows() > 0) {
+      if (tile == kMostOutTiles - 1 && ring_.tail_rows() > 0) {
         return tail_[i];
       }
     }
-    const int n = tile * Rows::kOutSlots + 2 * Rows::pair_of(f, Rows::kOut) + f % 2;
-    return load_shared(ring_.slot(ring_.in_slots() + n) + Rows::row_of(f, Rows::kOut) * (a.channels * kBits / 8) +
-                       Sums::kBytes * step + 16 * k.t);
+    return load_shared(ring_.out_at(tile, k.g, k.t) + Product::kBytes * step);
   }
 
   __device__ __forceinline__ void finish(int row, int b, Sum sum) const {
@@ -166,6 +158,7 @@ __global__ void __launch_bounds__(kLayerThreads, 2) layer_step(const __grid_cons
   LayerOutputs<kBits> outputs(context, ring);
   inputs.start();
   state.start();
+  LayerRotation::prepare(a, memory);
   if (a.reads_ahead) {
     await_earlier();
   }

@@ -15,12 +15,10 @@ namespace dualscale {
 template <int kBits>
 struct SlotRows {
   static constexpr int kIn = kBits == 8 ? 4 : 8, kOut = kIn / 2;  // rows of a slot
-  static constexpr int kInSlots = kTileRows / kIn, kOutSlots = kTileRows / kOut;  // of a tile
 
-  // A tile's rows are dealt out to the lanes of mma.cuh so that those of even and odd g are in slots of their
-  // own: of the pairs of slots of a tile, and of the rows of a slot, this is what row f of the operand has.
-  static __host__ __device__ constexpr int pair_of(int f, int rows) { return f / 2 / rows; }
-  static __host__ __device__ constexpr int row_of(int f, int rows) { return f / 2 % rows; }
+  // Row g of a tile, in the numbering of mma.cuh, is in an even slot where g is even, and else in an odd one, so
+  // that a quarter of a warp meets all banks. In its parity's slots it is this row.
+  static __device__ __forceinline__ int place(int tile, int g) { return tile * (kTileRows / 2) + g / 2; }
 };
 
 #if defined(DUALSCALE_BULK)
@@ -69,9 +67,20 @@ class WeightRing {
     barrier_wait(barrier(n & (capacity() - 1)), n >> a.at.slot_shift & 1);
   }
 
-  // Where copy n lies.
-  __device__ __forceinline__ uint32_t slot(int n) const {
-    return memory_ + a.at.ring + (n & (capacity() - 1)) * a.at.slot_bytes;
+  // Where a lane's first bytes of a row of a tile of in_proj are, and of out_proj.
+  __device__ __forceinline__ uint32_t in_at(int tile, int g, int t) const {
+    const int place = Rows::place(tile, g);
+    return slot(place / Rows::kIn * 2 + g % 2) + place % Rows::kIn * in_bytes() + 16 * t;
+  }
+  __device__ __forceinline__ uint32_t out_at(int tile, int g, int t) const {
+    const int place = Rows::place(tile, g);
+    return slot(in_slots_ + place / Rows::kOut * 2 + g % 2) + place % Rows::kOut * out_bytes() + 16 * t;
+  }
+
+  // The row of this block's part of out_proj that this is; it need not exist.
+  static __device__ __forceinline__ int out_row_of(int tile, int g) {
+    const int place = Rows::place(tile, g);
+    return (place / Rows::kOut * 2 + g % 2) * Rows::kOut + place % Rows::kOut;
   }
 
   __device__ __forceinline__ uint32_t parameters() const { return barrier(capacity()); }
@@ -96,6 +105,10 @@ class WeightRing {
   }
 
  private:
+  // Where copy n lies.
+  __device__ __forceinline__ uint32_t slot(int n) const {
+    return memory_ + a.at.ring + (n & (capacity() - 1)) * a.at.slot_bytes;
+  }
   __device__ __forceinline__ int in_bytes() const { return a.width * kBits / 8; }
   __device__ __forceinline__ int out_bytes() const { return a.channels * kBits / 8; }
   // Of x (half 0) or z (half 1).

@@ -15,32 +15,35 @@ namespace dualscale {
 constexpr int kSegmentPad = 4;       // words between segments in shared memory, so that these meet different banks
 constexpr int kMadeSegments = 16;    // where the base is of order one
 constexpr int kMostSegments = 32;
+constexpr int kBaseStride = kMostSegments + 8;  // halves of a row of the base, so that rows meet different banks
 constexpr int kItem = 16;            // channels of a thread in the last pass
 
 #if defined(DUALSCALE_BULK)
 
 class LayerRotation {
  public:
-  // `base` lies in shared memory, where its order is not one. All of the block call everything here.
-  __device__ __forceinline__ LayerRotation(const LayerStep& step, const LayerExchange& exchange,
-                                           uint8_t* memory, const float* base)
+  // All of the block call everything here.
+  __device__ __forceinline__ LayerRotation(const LayerStep& step, const LayerExchange& exchange, uint8_t* memory)
       : a(step),
         exchange_(exchange),
         scratch_(reinterpret_cast<float*>(memory + step.at.scratch)),
+        base_(shared_address(memory + step.at.base) +
+              (threadIdx.x % 16 * kBaseStride + threadIdx.x % 32 / 16 * 8) * static_cast<int>(sizeof(__half))),
         columns_(1 << step.log2_segment),
         works_(static_cast<int>(threadIdx.x) / 32 < columns_ / kSlowestColumns),
-        first_column_(threadIdx.x / 32 * kSlowestColumns) {
-    const float only = a.base_order == 1 ? *a.base : 0.0f;
-#pragma unroll
-    for (int tile = 0; tile < 2; ++tile) {
-#pragma unroll
-      for (int step = 0; step < 2; ++step) {
-        const int to = 16 * tile + g_, from = 16 * step + 2 * t_;
-        base_[tile][step][0] = base_pair(base, only, to, from);
-        base_[tile][step][1] = base_pair(base, only, to + 8, from);
-        base_[tile][step][2] = base_pair(base, only, to, from + 8);
-        base_[tile][step][3] = base_pair(base, only, to + 8, from + 8);
+        first_column_(threadIdx.x / 32 * kSlowestColumns) {}
+
+  // Leaves the base in shared memory, zeros around it.
+  static __device__ __forceinline__ void prepare(const LayerStep& a, uint8_t* memory) {
+    auto* const base = reinterpret_cast<__half*>(memory + a.at.base);
+    for (int i = threadIdx.x; i < kMostSegments * kMostSegments; i += kLayerThreads) {
+      const int to = i / kMostSegments, from = i % kMostSegments;
+      float entry = 0.0f;
+      if (max(to, from) < a.segments) {
+        entry = a.base[a.base_order == 1 ? 0 : to * a.segments + from];
+        entry = a.base_order == 1 && __popc(to & from) % 2 ? -entry : entry;
       }
+      base[to * kBaseStride + from] = __float2half_rn(entry);
     }
   }
 
@@ -71,20 +74,32 @@ class LayerRotation {
           operand[step][half][3] = ~high_halves(first.y, second.y);
         }
       }
+#pragma unroll 1
+      for (int tile = 0; tile < (a.segments + 15) / 16; ++tile) {
+        finish_tile(tile, operand);
+      }
       if (batch + 1 < a.batch) {
         peek(batch + 1);
-      }
-      finish_tile<0>(operand);
-      if (a.segments > 16) {
-        finish_tile<1>(operand);
       }
     }
   }
 
-  // The levels that are left, of sixteen channels a thread, and their codes; after a barrier behind mix().
-  __device__ __forceinline__ void finish(const Knee& code, uint32_t (&codes)[kItem / 4]) const {
+  // The levels that are left, of sixteen channels a thread, and their codes by a row of a knee; after a barrier behind
+  // mix().
+  __device__ __forceinline__ void finish(const float* row, uint32_t (&codes)[kItem / 4]) const {
     if (static_cast<int>(threadIdx.x) < a.channels / kItem) {
-      columns_ == 8 * kSlowestColumns ? last_levels<8>(code, codes) : last_levels<4>(code, codes);
+      float v[kItem];
+      columns_ == 8 * kSlowestColumns ? last_levels<8>(v) : last_levels<4>(v);
+      const Knee code = Knee::load(row);
+#pragma unroll
+      for (int word = 0; word < kItem / 4; ++word) {
+        uint32_t bits[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          bits[k] = __float_as_uint(code.encode(v[4 * word + k]) + kIntegerBias);
+        }
+        codes[word] = pack_bytes(bits[0], bits[1], bits[2], bits[3]);
+      }
     }
   }
 
@@ -96,15 +111,9 @@ class LayerRotation {
   }
 
  private:
-  __device__ __forceinline__ uint32_t base_pair(const float* base, float only, int to, int from) const {
-    if (to >= a.segments || from >= a.segments) {
-      return 0;
-    }
-    if (a.base_order == 1) {
-      return pack_pair<__half>(__popc(to & from) % 2 ? -only : only, __popc(to & (from + 1)) % 2 ? -only : only);
-    }
-    const float2 pair = *reinterpret_cast<const float2*>(base + to * a.segments + from);
-    return pack_pair<__half>(pair.x, pair.y);
+  // Sixteen rows of the base, and sixteen columns, as an operand.
+  __device__ __forceinline__ void load_base(int tile, int step, uint32_t (&operand)[4]) const {
+    load_matrices(base_ + (16 * tile * kBaseStride + 16 * step) * static_cast<int>(sizeof(__half)), operand);
   }
 
   // The segments of this lane's operands, those that exist; the order of bases is a multiple of four.
@@ -134,22 +143,20 @@ class LayerRotation {
   }
 
   // Sixteen segments of the result, or as many as there are.
-  template <int kTile>
-  __device__ __forceinline__ void finish_tile(const uint32_t (&operand)[2][2][4]) const {
+  __device__ __forceinline__ void finish_tile(int tile, const uint32_t (&operand)[2][2][4]) const {
     float sum[4][4] = {};
 #pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      multiply_add<__half>(sum[q], base_[kTile][0], operand[0][0][q], operand[0][1][q]);
-    }
-    if (a.segments > 16) {
+    for (int step = 0; step < 2; ++step) {
+      uint32_t base[4];
+      load_base(tile, step, base);
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
-        multiply_add<__half>(sum[q], base_[kTile][1], operand[1][0][q], operand[1][1][q]);
+        multiply_add<__half>(sum[q], base, operand[step][0][q], operand[step][1][q]);
       }
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int segment = 16 * kTile + 8 * half + g_;
+      const int segment = 16 * tile + 8 * half + g_;
       float v[8];
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
@@ -205,7 +212,7 @@ class LayerRotation {
   }
 
   template <int R>
-  __device__ __forceinline__ void last_levels(const Knee& code, uint32_t (&codes)[kItem / 4]) const {
+  __device__ __forceinline__ void last_levels(float (&all)[kItem]) const {
     constexpr int kWidth = kItem / R;
     float v[kWidth][R];
 #pragma unroll
@@ -222,16 +229,10 @@ class LayerRotation {
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
       butterflies(v[j], a.factor);
-    }
 #pragma unroll
-    for (int word = 0; word < kItem / 4; ++word) {
-      uint32_t bits[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int n = 4 * word + k;
-        bits[k] = __float_as_uint(code.encode(v[n % kWidth][n / kWidth]) + kIntegerBias);
+      for (int i = 0; i < R; ++i) {
+        all[i * kWidth + j] = v[j][i];
       }
-      codes[word] = pack_bytes(bits[0], bits[1], bits[2], bits[3]);
     }
   }
 
@@ -257,11 +258,11 @@ class LayerRotation {
   const LayerStep& a;
   const LayerExchange& exchange_;
   float* const scratch_;
+  const uint32_t base_;  // where this lane's rows begin
   const int columns_;
   const bool works_;  // whether this warp has columns
   const int first_column_;
   const int g_ = threadIdx.x % 32 / 4, t_ = threadIdx.x % 4;
-  uint32_t base_[2][2][4];
   uint2 piece_[2][2][2];
 };
 

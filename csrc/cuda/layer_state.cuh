@@ -97,12 +97,9 @@ class LayerState {
     if (owned() < a.own) {
       unpack(load_raw<float, 4>(k.parameter(kRate) + kLayerStates * owned() + 4 * part(), true, 4), rate);
     }
-#pragma unroll
-    for (int i = 0; i < kRounds; ++i) {
+#pragma unroll 1
+    for (int i = 0; sequence(i) < a.batch; ++i) {  // the same for whole warps
       const int b = sequence(i);
-      if (b >= a.batch) {  // whole warps
-        continue;
-      }
       const float sum_of_delta = delta_sum(b);
       const int c = min(owned(), a.own - 1);
       const Knee code = Knee::load(k.parameter(kDeltaCode));
@@ -115,8 +112,8 @@ class LayerState {
       float sum = 0.0f;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        h_[i][j] = fmaf(exp2_approx(kLog2e * delta * rate[j]), h_[i][j], delta * u * in[j]);
-        sum = fmaf(h_[i][j], out[j], sum);
+        h_[0][j] = fmaf(exp2_approx(kLog2e * delta * rate[j]), h_[0][j], delta * u * in[j]);
+        sum = fmaf(h_[0][j], out[j], sum);
       }
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
@@ -128,7 +125,11 @@ class LayerState {
         if (k.lane % 8 == 0) {
           exchange_.send_values(b, k.first_channel() + c, half | next << 16);
         }
-        store_raw(state_at(i), pack<float, 4>(h_[i]), true, 4);
+        store_raw(state_at(i), pack<float, 4>(h_[0]), true, 4);
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        h_[0][j] = h_[kRounds - 1][j];
       }
     }
     __syncthreads();
@@ -141,6 +142,7 @@ class LayerState {
   static constexpr int kHalf = kLayerThreads / 2;  // threads of a sequence: four a channel
   static constexpr int kRounds = kLayerBatch / 2;
   static_assert(kHalf % 32 == 0 && kHalf >= 4 * kMostOwn, "half of the block holds a sequence, in whole warps");
+  static_assert(kRounds == 2, "the second round's states follow the first's");
   static_assert(kSumKinds >= 4, "two words of two sums");
 
   __device__ __forceinline__ bool has_row() const { return static_cast<int>(threadIdx.x) < a.mix_rows(); }

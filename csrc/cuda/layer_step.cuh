@@ -23,8 +23,9 @@ constexpr int kMostBlocks = 128;   // of a launch; fewer than 256, as a byte cou
 constexpr int kMostOwn = 40;       // channels of a block
 constexpr int kMostWidth = 2560;   // of the residual: a vector of eight a thread
 constexpr int kMostRanks = 256;    // of delta
-constexpr int kTileRows = 16;      // of weights that the tensor cores take at once
-constexpr int kMostOutTiles = 2;   // of a block's rows of out_proj
+constexpr int kTileRows = 8;       // of weights that a warp takes at once
+constexpr int kTilesAtOnce = 2;    // of in_proj, between two barriers
+constexpr int kMostOutTiles = 3;   // of a block's rows of out_proj
 constexpr int kChannelStep = 8;    // own is a multiple of it
 constexpr int kRowSkew = 64;       // bytes by which neighbouring slots and rows of codes lie apart modulo 128
 constexpr int kSlowestColumns = 32;  // of a segment: those that a warp transforms at once
@@ -34,7 +35,7 @@ enum LayerPiece : int {
   kInCode, kXCode, kZCode, kUCode, kDtCode, kBCode, kCCode, kDeltaCode, kOutCode,  // eight floats each
   kInScaleX, kInScaleZ, kInSumX, kInSumZ,                                          // x right before z
   kConvWeight, kConvBias, kDeltaWeight, kDeltaScale, kDeltaSum, kDeltaBias, kRate, kSkip,
-  kBase, kOutScale, kOutSum,
+  kOutScale, kOutSum,
   kPieces
 };
 
@@ -52,6 +53,7 @@ struct LayerLayout {
   int row, row_stride;       // codes of the normed rows
   int scratch;               // of the transform, where rows and most parameters lay
   int code, code_stride;     // codes of the transform's results, where it worked
+  int base;                  // of the transform, as halves
   int small, barriers, size;
 };
 
@@ -107,6 +109,16 @@ struct LayerShared {
   float squares[kLayerBatch][kLayerWarps];
   unsigned long long epoch;
 };
+
+#if defined(DUALSCALE_BULK)
+
+__device__ __forceinline__ uint32_t load_shared_word(uint32_t address) {
+  uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+  return word;
+}
+
+#endif
 
 // What every phase of a block works with; g and t as in mma.cuh.
 struct LayerContext {

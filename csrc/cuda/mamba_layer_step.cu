@@ -101,9 +101,9 @@ void lay_out(LayerStep& a, int bits, int room, int at, int limit) {
   }
   const int slots = 1 << l.slot_shift, tail = a.out_rows() - slots * out_rows;
   l.size = l.ring + slots * l.slot_bytes;
-  // Rows without a slot are the beginning of a second tile.
-  const bool holds = tail <= 0 || (bits == 8 && slots * out_rows == kTileRows && tail <= kTileRows / 2);
-  if (l.size > limit || slots * in_rows < kTileRows || !holds) {
+  // Rows without a slot are the last tile.
+  const bool holds = tail <= 0 || (bits == 8 && slots * out_rows == (kMostOutTiles - 1) * kTileRows);
+  if (l.size > limit || slots * in_rows < kTilesAtOnce * kTileRows || !holds) {
     refuse_size("hidden", "channels", a.width,
                 "sizes of which two blocks fit a multiprocessor: those of published models");
   }
@@ -215,7 +215,7 @@ void check_states(LayerStep& a, const LayerArguments& in) {
 
 // What a block copies first, and where everything lies.
 void place_all(LayerStep& a, const LayerArguments& in, int limit) {
-  const int64_t own = a.own, out = a.out_rows(), bits = in.group_size ? 4 : 8, order = a.base_order;
+  const int64_t own = a.own, out = a.out_rows(), bits = in.group_size ? 4 : 8;
   const auto scale_bytes = [&](int64_t rows, const LayerGroups& groups) {
     return rows * (bits == 8 ? 4 : 2 * groups.count);
   };
@@ -223,7 +223,8 @@ void place_all(LayerStep& a, const LayerArguments& in, int limit) {
   a.at.barriers = 0;
   a.at.small = (8 * (kMostSlots + 1) + 15) / 16 * 16;
   a.at.partial = a.at.small + static_cast<int>(sizeof(LayerShared));
-  int at = a.at.partial + kMostOutTiles * StepSums<8>::kPartialBytes;
+  a.at.base = a.at.partial + std::max(2 * kTilesAtOnce, kMostOutTiles) * LayerProduct<8>::kPartialBytes;
+  int at = a.at.base + kMostSegments * kBaseStride * static_cast<int>(sizeof(__half));
   const auto code = [&](LayerPiece which, const Tensor& rows) {
     place(a, which, rows.data_ptr(), kKneeWidth * sizeof(float), false, at);
   };
@@ -231,9 +232,6 @@ void place_all(LayerStep& a, const LayerArguments& in, int limit) {
     place(a, which, from, bytes, true, at);
   };
   code(kOutCode, in.out_code);
-  if (order > 1) {
-    place(a, kBase, in.base.data_ptr(), order * order * sizeof(float), false, at);
-  }
   piece(kOutScale, in.out_scale.data_ptr(), scale_bytes(out, a.last));
   piece(kOutSum, in.out_sum.data_ptr(), out * 4);
   const int room = at;

@@ -1,0 +1,100 @@
+"""The operator that joins others, made of those: what it is defined by, and what runs on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+STATES = 16  # of a channel
+Operators = Callable[[str], Callable[..., Any]]
+
+
+def composed(operator: Operators) -> Callable[..., tuple[Tensor, Tensor]]:
+    """mamba_layer_step made of the operators that ``operator`` gives by name."""
+
+    def product(
+        x: Tensor,
+        x_code: Tensor,
+        knee: bool,
+        weight: tuple[Tensor, Tensor, Tensor],
+        group_size: int,
+        code: Tensor | None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        size, name = ((group_size,), "linear_w4a8") if group_size else ((), "linear_w8a8")
+        y = operator(name)(x, x_code, knee, None, *weight, *size, None, code, dtype, False)
+        return cast(Tensor, y)
+
+    def mamba_layer_step(
+        hidden: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        in_code: Tensor,
+        in_weight: Tensor,
+        in_scale: Tensor,
+        in_sum: Tensor,
+        x_code: Tensor,
+        z_code: Tensor,
+        conv_state: Tensor,
+        conv_weight: Tensor,
+        conv_bias: Tensor | None,
+        u_code: Tensor,
+        knee: bool,
+        x_proj_weight: Tensor,
+        x_proj_scale: Tensor,
+        x_proj_sum: Tensor,
+        dt_code: Tensor,
+        B_code: Tensor,
+        C_code: Tensor,
+        dt_proj_weight: Tensor,
+        dt_proj_scale: Tensor,
+        dt_proj_sum: Tensor,
+        delta_code: Tensor,
+        state: Tensor,
+        A: Tensor,
+        D: Tensor | None,
+        delta_bias: Tensor | None,
+        base: Tensor,
+        out_code: Tensor,
+        out_weight: Tensor,
+        out_scale: Tensor,
+        out_sum: Tensor,
+        group_size: int,
+        residual_dtype: torch.dtype,
+        workspace: Tensor,
+        reads_ahead: bool,
+    ) -> tuple[Tensor, Tensor]:
+        dtype, channels, rank = hidden.dtype, A.shape[0], x_proj_weight.shape[0] - 2 * STATES
+        normed, total, _ = operator("rms_norm_quant")(
+            hidden, residual, norm_weight, eps, in_code, False, residual_dtype, dtype
+        )
+        both = product(
+            normed, in_code, False, (in_weight, in_scale, in_sum), group_size,
+            _joined((x_code, channels), (z_code, channels)),
+        )  # fmt: skip
+        x, z = torch.split(both, channels, dim=-1)
+        u = operator("causal_conv1d_update")(x, x_code, conv_state, conv_weight, conv_bias, u_code, dtype)
+        mixed = product(
+            u, u_code, knee, (x_proj_weight, x_proj_scale, x_proj_sum), group_size,
+            _joined((dt_code, rank), (B_code, STATES), (C_code, STATES)),
+        )  # fmt: skip
+        dt, B, C = torch.split(mixed, [rank, STATES, STATES], dim=-1)
+        weight = (dt_proj_weight, dt_proj_scale, dt_proj_sum)
+        delta = product(dt, dt_code, False, weight, group_size, delta_code)
+        y = operator("selective_state_update")(
+            state, u, u_code, delta, delta_code, A, B, B_code, C, C_code, D, z, z_code, delta_bias, dtype
+        )
+        coded, _ = operator("hadamard_quant")(y, base, out_code, False, dtype)
+        weight = (out_weight, out_scale, out_sum)
+        return product(coded, out_code, False, weight, group_size, None, dtype), total
+
+    return mamba_layer_step
+
+
+def _joined(*parts: tuple[Tensor, int]) -> Tensor:
+    """A row for every column: each code and how many columns it has."""
+    return torch.cat([code.expand(columns, -1) for code, columns in parts])
