@@ -47,9 +47,7 @@ class LayerInputs {
 
   // Begins to fetch what the norm adds, after await_earlier().
   __device__ __forceinline__ void load() {
-    if (threadIdx.x == 0) {
-      s.epoch = exchange_.epoch();
-    }
+    epoch_ = threadIdx.x == 0 ? exchange_.epoch() : 0;
 #pragma unroll
     for (int b = 0; b < kLayerBatch; ++b) {
       if (b < a.batch && column() < a.width) {
@@ -88,6 +86,9 @@ class LayerInputs {
       if (k.lane == 0) {
         s.squares[b][k.warp] = squares;
       }
+    }
+    if (threadIdx.x == 0) {
+      s.epoch = epoch_;
     }
     barrier_wait(ring_.parameters(), 0);
     __syncthreads();
@@ -295,6 +296,7 @@ class LayerInputs {
   LayerShared& s;
   const WeightRing<kBits>& ring_;
   LayerExchange& exchange_;
+  unsigned long long epoch_;  // the first thread's
   float norm_weight_[kEight];
   Raw<__half, kEight> hidden_[kLayerBatch];
   Eight row_[kLayerBatch];  // the residual, and, as fp32, its sums with hidden

@@ -46,13 +46,13 @@ class LayerOutputs {
       }
       __syncthreads();
     }
-    load_tail();
 #pragma unroll
     for (int b = 0; b < kLayerBatch; ++b) {
       if (b < a.batch) {
         rotation.store(codes[b], reinterpret_cast<int8_t*>(k.memory + a.at.code + b * a.at.code_stride));
       }
     }
+    load_tail();
     __syncthreads();
   }
 
@@ -63,6 +63,7 @@ class LayerOutputs {
     for (int n = 0; n < ring_.out_slots(); ++n) {
       ring_.await(ring_.in_slots() + n);
     }
+    // Of tiles that do not exist anything is multiplied, and nothing read.
     Sum sum[kMostOutTiles][4] = {};
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
@@ -72,10 +73,12 @@ class LayerOutputs {
         Product::load_codes(shared_address(k.memory + a.at.code), a.at.code_stride, a.batch, step, x);
 #pragma unroll
         for (int tile = 0; tile < kMostOutTiles; ++tile) {
-          if (tile * kTileRows < a.out_rows()) {
-            const int row = min(Ring::out_row_of(tile, k.g), a.out_rows() - 1);  // sums of rows beyond are not read
-            Product::add(sum[tile], weights(tile, step, i), x,
-                         Product::scale_of(k.template parameter<__half>(kOutScale), a.last, row, step));
+          const int row = min(Ring::out_row_of(tile, k.g), a.out_rows() - 1);
+          const float scale = Product::scale_of(k.template parameter<__half>(kOutScale), a.last, row, step);
+          if (Ring::kTail && tile == kMostOutTiles - 1) {
+            Product::add(sum[tile], tail_[i], x, scale);
+          } else {
+            Product::add(sum[tile], load_shared(ring_.out_at(tile, k.g, k.t) + Product::kBytes * step), x, scale);
           }
         }
       }
@@ -97,31 +100,19 @@ class LayerOutputs {
 
  private:
   static constexpr int kSteps = 2 * kMostWidth / Product::kCodes / kLayerWarps;
-  static constexpr bool kTail = kBits == 8;  // whether there may be rows without a slot
 
-  // Rows without a slot are the last tile.
   __device__ __forceinline__ void load_tail() {
-    if constexpr (kTail) {
+    if constexpr (Ring::kTail) {
       const int row = Ring::out_row_of(kMostOutTiles - 1, k.g), steps = a.channels / Product::kCodes;
-      const bool exists = ring_.tail_rows() > 0 && row < a.out_rows();
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
         const int step = k.warp + kLayerWarps * i;
-        if (exists && step < steps) {
+        tail_[i] = make_uint4(0, 0, 0, 0);
+        if (row < a.out_rows() && step < steps) {
           tail_[i] = __ldg(reinterpret_cast<const uint4*>(ring_.out_row(row) + Product::kBytes * step + 16 * k.t));
         }
       }
     }
-  }
-
-  // Where a row does not exist, anything that may be read.
-  __device__ __forceinline__ uint4 weights(int tile, int step, int i) const {
-    if constexpr (kTail) {
-      if (tile == kMostOutTiles - 1 && ring_.tail_rows() > 0) {
-        return tail_[i];
-      }
-    }
-    return load_shared(ring_.out_at(tile, k.g, k.t) + Product::kBytes * step);
   }
 
   __device__ __forceinline__ void finish(int row, int b, Sum sum) const {
@@ -138,7 +129,7 @@ class LayerOutputs {
   const LayerContext& k;
   const LayerStep& a;
   const WeightRing<kBits>& ring_;
-  uint4 tail_[kTail ? kSteps : 1];
+  uint4 tail_[Ring::kTail ? kSteps : 1];
 };
 
 #endif
@@ -153,25 +144,29 @@ __global__ void __launch_bounds__(kLayerThreads, 2) layer_step(const __grid_cons
   const LayerContext context(a, memory);
   const WeightRing<kBits> ring(a, shared_address(memory));
   LayerExchange exchange(a);
-  LayerInputs<kBits, kKnee> inputs(context, ring, exchange);
   LayerState<kBits, kKnee> state(context, exchange);
-  LayerOutputs<kBits> outputs(context, ring);
-  inputs.start();
-  state.start();
-  LayerRotation::prepare(a, memory);
-  if (a.reads_ahead) {
-    await_earlier();
+  {
+    LayerInputs<kBits, kKnee> inputs(context, ring, exchange);
+    LayerRotation::Base base;
+    inputs.start();
+    state.start();
+    if (a.reads_ahead) {
+      await_earlier();
+    }
+    inputs.load();
+    inputs.norm();
+    inputs.load_window();
+    state.load();
+    base.load(a);
+    inputs.project();
+    admit_next();
+    base.store(a, memory);  // where sums were
+    inputs.convolve();
   }
-  inputs.load();
-  inputs.norm();
-  inputs.load_window();
-  state.load();
-  inputs.project();
-  admit_next();
-  inputs.convolve();
   state.send();
   state.receive();
   state.update();
+  LayerOutputs<kBits> outputs(context, ring);
   outputs.rotate(exchange);
   outputs.project();
 #endif

@@ -15,6 +15,9 @@ namespace dualscale {
 template <int kBits>
 struct SlotRows {
   static constexpr int kIn = kBits == 8 ? 4 : 8, kOut = kIn / 2;  // rows of a slot
+  // Of eight bits the last tile of out_proj has no slots: so many rows do not fit.
+  static constexpr bool kTail = kBits == 8;
+  static constexpr int kSlotted = (kTail ? kMostOutTiles - 1 : kMostOutTiles) * kTileRows;
 
   // Row g of a tile, in the numbering of mma.cuh, is in an even slot where g is even, and else in an odd one, so
   // that a quarter of a warp meets all banks. In its parity's slots it is this row.
@@ -32,14 +35,14 @@ template <int kBits>
 class WeightRing {
  public:
   using Rows = SlotRows<kBits>;
+  static constexpr bool kTail = Rows::kTail;
 
   __device__ __forceinline__ WeightRing(const LayerStep& step, uint32_t memory)
       : a(step),
         memory_(memory),
         in_slots_(2 * step.own / Rows::kIn),
-        out_slots_(min((step.out_rows() + Rows::kOut - 1) / Rows::kOut, 1 << step.at.slot_shift)) {}
+        out_slots_((min(step.out_rows(), Rows::kSlotted) + Rows::kOut - 1) / Rows::kOut) {}
 
-  __device__ __forceinline__ int tail_rows() const { return a.out_rows() - out_slots_ * Rows::kOut; }
   __device__ __forceinline__ int in_slots() const { return in_slots_; }
   __device__ __forceinline__ int out_slots() const { return out_slots_; }
 
@@ -94,8 +97,9 @@ class WeightRing {
     }
   }
   __device__ __forceinline__ void prefetch_tail() const {
-    if (tail_rows() > 0) {
-      prefetch_bulk(out_row(out_slots_ * Rows::kOut), tail_rows() * out_bytes());
+    const int left = a.out_rows() - Rows::kSlotted;
+    if (left > 0) {
+      prefetch_bulk(out_row(Rows::kSlotted), left * out_bytes());
     }
   }
 

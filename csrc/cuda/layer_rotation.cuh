@@ -33,19 +33,35 @@ class LayerRotation {
         works_(static_cast<int>(threadIdx.x) / 32 < columns_ / kSlowestColumns),
         first_column_(threadIdx.x / 32 * kSlowestColumns) {}
 
-  // Leaves the base in shared memory, zeros around it.
-  static __device__ __forceinline__ void prepare(const LayerStep& a, uint8_t* memory) {
-    auto* const base = reinterpret_cast<__half*>(memory + a.at.base);
-    for (int i = threadIdx.x; i < kMostSegments * kMostSegments; i += kLayerThreads) {
-      const int to = i / kMostSegments, from = i % kMostSegments;
-      float entry = 0.0f;
-      if (max(to, from) < a.segments) {
-        entry = a.base[a.base_order == 1 ? 0 : to * a.segments + from];
-        entry = a.base_order == 1 && __popc(to & from) % 2 ? -entry : entry;
+  // This thread's entries of the base, zeros around it.
+  struct Base {
+    static constexpr int kEntries = (kMostSegments * kMostSegments + kLayerThreads - 1) / kLayerThreads;
+    float entry[kEntries];
+
+    __device__ __forceinline__ void load(const LayerStep& a) {
+#pragma unroll
+      for (int i = 0; i < kEntries; ++i) {
+        const int n = threadIdx.x + i * kLayerThreads, to = n / kMostSegments, from = n % kMostSegments;
+        entry[i] = 0.0f;
+        if (max(to, from) < a.segments) {
+          entry[i] = a.base[a.base_order == 1 ? 0 : to * a.segments + from];
+        }
       }
-      base[to * kBaseStride + from] = __float2half_rn(entry);
     }
-  }
+
+    // Leaves them in shared memory.
+    __device__ __forceinline__ void store(const LayerStep& a, uint8_t* memory) const {
+      auto* const base = reinterpret_cast<__half*>(memory + a.at.base);
+#pragma unroll
+      for (int i = 0; i < kEntries; ++i) {
+        const int n = threadIdx.x + i * kLayerThreads, to = n / kMostSegments, from = n % kMostSegments;
+        if (to < kMostSegments) {
+          const bool turned = a.base_order == 1 && __popc(to & from) % 2 != 0;
+          base[to * kBaseStride + from] = __float2half_rn(turned ? -entry[i] : entry[i]);
+        }
+      }
+    }
+  };
 
   // Starts to read a sequence's values.
   __device__ __forceinline__ void peek(int batch) {

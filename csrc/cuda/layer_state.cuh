@@ -22,6 +22,7 @@ template <int kBits, bool kKnee>
 class LayerState {
  public:
   using Sum = std::conditional_t<kBits == 8, int, float>;
+  using SumOfRow = Sum;  // of weights, as they lie in memory
 
   __device__ __forceinline__ LayerState(const LayerContext& context, LayerExchange& exchange)
       : k(context), a(context.a), s(context.s), exchange_(exchange) {}
@@ -58,10 +59,13 @@ class LayerState {
   }
 
   // This block's part of x_proj's sums.
-  __device__ __forceinline__ void send() const {
+  __device__ __forceinline__ void send() {
     if (!has_row()) {
       return;
     }
+    const int row = threadIdx.x;  // what receive() needs comes while it waits
+    fetched_ = {kBits == 8 ? static_cast<const float*>(a.mix_scale)[row] : 1.0f, 0.0f,
+                static_cast<const SumOfRow*>(a.mix_sum)[row]};
     for (int b = 0; b < a.batch; ++b) {
       send_part(b, 0, s.u[b]);
       if constexpr (kKnee) {
@@ -161,7 +165,6 @@ class LayerState {
   }
 
   __device__ __forceinline__ void load_mix() {
-    const int row = threadIdx.x;
 #pragma unroll
     for (int i = 0; i < kMostOwn / kChannelStep; ++i) {
       if (kChannelStep * i < a.own) {
@@ -174,11 +177,8 @@ class LayerState {
         }
       }
     }
-    if constexpr (kBits == 8) {
-      fetched_ = {static_cast<const float*>(a.mix_scale)[row], 0.0f, static_cast<const int*>(a.mix_sum)[row]};
-    } else {
-      fetched_ = {1.0f, 0.0f, static_cast<const float*>(a.mix_sum)[row]};
-      const __half* const scales = static_cast<const __half*>(a.mix_scale) + row * a.mix.count;
+    if constexpr (kBits == 4) {
+      const __half* const scales = static_cast<const __half*>(a.mix_scale) + threadIdx.x * a.mix.count;
       scale_[0] = scales[group_of(0)];
       scale_[1] = scales[group_of(a.own - 1)];
     }

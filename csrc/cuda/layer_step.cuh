@@ -53,7 +53,7 @@ struct LayerLayout {
   int row, row_stride;       // codes of the normed rows
   int scratch;               // of the transform, where rows and most parameters lay
   int code, code_stride;     // codes of the transform's results, where it worked
-  int base;                  // of the transform, as halves
+  int base;                  // of the transform, as halves, while there are no sums
   int small, barriers, size;
 };
 

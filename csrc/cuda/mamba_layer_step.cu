@@ -92,18 +92,18 @@ void lay_out(LayerStep& a, int bits, int room, int at, int limit) {
   const int end = std::max({at + a.batch * l.row_stride, room + scratch, room + a.batch * l.code_stride});
   l.ring = static_cast<int>(ceil_div(end, 128) * 128);
   l.slot_bytes = 4 * a.width + kRowSkew;
-  const int in_rows = bits == 8 ? SlotRows<8>::kIn : SlotRows<4>::kIn, out_rows = in_rows / 2;
-  const int wanted = 2 * a.own / in_rows + static_cast<int>(ceil_div(a.out_rows(), out_rows));
+  const bool eight = bits == 8;
+  const int in_rows = eight ? SlotRows<8>::kIn : SlotRows<4>::kIn, out_rows = in_rows / 2;
+  const int slotted = std::min(a.out_rows(), eight ? SlotRows<8>::kSlotted : SlotRows<4>::kSlotted);
+  const int out_slots = static_cast<int>(ceil_div(slotted, out_rows));
   l.slot_shift = 0;
-  while (1 << l.slot_shift < std::min(wanted, kMostSlots) &&
+  while (1 << l.slot_shift < std::min(2 * a.own / in_rows + out_slots, kMostSlots) &&
          l.ring + (2 << l.slot_shift) * l.slot_bytes <= limit) {
     ++l.slot_shift;
   }
-  const int slots = 1 << l.slot_shift, tail = a.out_rows() - slots * out_rows;
+  const int slots = 1 << l.slot_shift;
   l.size = l.ring + slots * l.slot_bytes;
-  // Rows without a slot are the last tile.
-  const bool holds = tail <= 0 || (bits == 8 && slots * out_rows == (kMostOutTiles - 1) * kTileRows);
-  if (l.size > limit || slots * in_rows < kTilesAtOnce * kTileRows || !holds) {
+  if (l.size > limit || slots * in_rows < kTilesAtOnce * kTileRows || slots < out_slots) {
     refuse_size("hidden", "channels", a.width,
                 "sizes of which two blocks fit a multiprocessor: those of published models");
   }
@@ -223,8 +223,10 @@ void place_all(LayerStep& a, const LayerArguments& in, int limit) {
   a.at.barriers = 0;
   a.at.small = (8 * (kMostSlots + 1) + 15) / 16 * 16;
   a.at.partial = a.at.small + static_cast<int>(sizeof(LayerShared));
-  a.at.base = a.at.partial + std::max(2 * kTilesAtOnce, kMostOutTiles) * LayerProduct<8>::kPartialBytes;
-  int at = a.at.base + kMostSegments * kBaseStride * static_cast<int>(sizeof(__half));
+  a.at.base = a.at.partial;
+  int at = a.at.partial + std::max({2 * kTilesAtOnce * LayerProduct<8>::kPartialBytes,
+                                    kMostOutTiles * LayerProduct<8>::kPartialBytes,
+                                    kMostSegments * kBaseStride * static_cast<int>(sizeof(__half))});
   const auto code = [&](LayerPiece which, const Tensor& rows) {
     place(a, which, rows.data_ptr(), kKneeWidth * sizeof(float), false, at);
   };
