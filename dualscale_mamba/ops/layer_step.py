@@ -36,7 +36,11 @@ def fits_layer_step(
         order: Of the base of the Hadamard transform.
     """
     blocks = layer_blocks(channels)
-    if device.type != "cuda" or blocks is None or torch.cuda.get_device_capability(device)[0] not in CAPABILITIES:
+    if (
+        device.type != "cuda"
+        or blocks is None
+        or torch.cuda.get_device_capability(device)[0] not in CAPABILITIES
+    ):
         return False
     segments = MADE_SEGMENTS if order == 1 else order
     return (
@@ -174,5 +178,6 @@ def mamba_layer_step(
     conv = (conv_state, conv_weight, conv_bias, u_code, knee)
     mixing = (x_proj_weight, x_proj_scale, x_proj_sum, dt_code, B_code, C_code)
     stepping = (dt_proj_weight, dt_proj_scale, dt_proj_sum, delta_code, state, A, D, delta_bias)
-    after = (base, out_code, out_weight, out_scale, out_sum, group_size, residual_dtype, workspace, reads_ahead)
-    return cast("tuple[Tensor, Tensor]", run(*before, *conv, *mixing, *stepping, *after))
+    after = (base, out_code, out_weight, out_scale, out_sum, group_size)
+    result = run(*before, *conv, *mixing, *stepping, *after, residual_dtype, workspace, reads_ahead)
+    return cast("tuple[Tensor, Tensor]", result)

@@ -1,4 +1,4 @@
-"""Random Mamba-1 layers for ops.mamba_layer_step: weights, codes and states such that every activation fills its code."""
+"""Random Mamba-1 layers for ops.mamba_layer_step, such that every activation fills its code."""
 
 from __future__ import annotations
 
