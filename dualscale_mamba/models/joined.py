@@ -28,7 +28,8 @@ class StepWorkspaces:
 
     def of(self, device: torch.device, channels: int, rank: int) -> Tensor:
         """The one of the current stream."""
-        key = (device, torch.cuda.current_stream(device).cuda_stream, channels, rank)
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        key = (device, stream, channels, rank)
         if key not in self._made:
             self._made[key] = ops.layer_workspace(device, channels, rank)
         return self._made[key]
@@ -43,9 +44,7 @@ def joined_step(
     workspaces: StepWorkspaces,
 ) -> tuple[Tensor, Tensor] | None:
     """A block's results for a token (B, D) by ops.mamba_layer_step; None where that does not serve."""
-    if state is None or x.dim() != 2 or not x.is_cuda or not isinstance(mixer, MambaMixer):
-        return None
-    if x.dtype != torch.float16 or not _is_joined(mixer, x):
+    if state is None or x.dim() != 2 or not isinstance(mixer, MambaMixer) or not _is_joined(mixer, x):
         return None
     grid, u = mixer.in_proj.grid, mixer.ssm_input.code
     assert grid is not None
@@ -91,15 +90,17 @@ def joined_step(
 def _is_joined(mixer: MambaMixer, x: Tensor) -> bool:
     if mixer.rotation is None or mixer.x_proj_reads != "codes" or ops.current_implementation() != "compiled":
         return False
+    E, N = mixer.A_log.shape
+    if not ops.fits_layer_step(x, E, N, mixer.ranks[0], mixer.rotation.shape[0]):
+        return False
     if mixer.state_store.is_on:  # the kernel reads and writes fp32 states in place
         return False
     straight = (mixer.in_proj_input, mixer.dt_input, mixer.out_proj_input)
     bent = (mixer.conv_input, mixer.z, mixer.ssm_input, mixer.delta, mixer.B, mixer.C)
-    if not all(_is_static(site) for site in (*straight, *bent)) or any(_has_knee(site) for site in straight):
-        return False
-    sizes = (*mixer.A_log.shape, mixer.ranks[0], mixer.rotation.shape[0])
-    return _have_one_grid([layer for layer, _ in mixer.projections()]) and ops.fits_layer_step(
-        x.device, x.shape[0], x.shape[1], *sizes
+    return (
+        all(_is_static(site) for site in (*straight, *bent))
+        and not any(_has_knee(site) for site in straight)
+        and _have_one_grid([layer for layer, _ in mixer.projections()])
     )
 
 

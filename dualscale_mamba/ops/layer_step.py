@@ -21,27 +21,22 @@ CAPABILITIES = (9, 10)
 EPOCH_WORDS, SUM_COPIES, SUM_KINDS = 16, 2, 4  # of a workspace
 
 
-def fits_layer_step(
-    device: torch.device, sequences: int, width: int, channels: int, states: int, rank: int, order: int
-) -> bool:
-    """Whether one kernel of this device does :func:`mamba_layer_step` for these sizes.
+def fits_layer_step(hidden: Tensor, channels: int, states: int, rank: int, order: int) -> bool:
+    """Whether one kernel of this device does :func:`mamba_layer_step` for this type and these sizes.
 
     Args:
-        device: Where everything lies.
-        sequences: Of the batch.
-        width: Of the residual stream.
+        hidden: ``(B, D)``.
         channels: Of the mixer.
         states: Of a channel.
         rank: Of delta.
         order: Of the base of the Hadamard transform.
     """
-    blocks = layer_blocks(channels)
-    if (
-        device.type != "cuda"
-        or blocks is None
-        or torch.cuda.get_device_capability(device)[0] not in CAPABILITIES
-    ):
+    device, blocks = hidden.device, layer_blocks(channels)
+    if device.type != "cuda" or hidden.dtype != torch.float16 or blocks is None:
         return False
+    if torch.cuda.get_device_capability(device)[0] not in CAPABILITIES:
+        return False
+    sequences, width = hidden.shape
     segments = MADE_SEGMENTS if order == 1 else order
     return (
         1 <= sequences <= MOST_SEQUENCES
