@@ -1,15 +1,16 @@
-// How the blocks of a layer's step hand each other sums and values: words that say themselves whether they are
-// whole, so that nobody waits for more than the words that he reads, and no fence is needed.
+// How the blocks of a layer's step hand each other sums and values: words that say themselves whether they
+// are whole, so that nobody waits for more than the words that he reads, and no fence is needed.
 //
 // A workspace has a count of launches (the epoch) and two halves, which launches use in turn. It is all zeros
-// at first. A launch works in the half of its epoch's parity, finds it all zeros, and zeroes the other one, in
-// which the launch before worked. That launch is over: nobody touches the workspace before await_earlier().
-// The launch after, which works there, begins to when this one is over. One thread advances the epoch, once
-// every block has added to a sum that it has read, for which each block had read the epoch first.
+// at first. A launch works in the half of its epoch's parity, finds it all zeros, and zeroes the other one,
+// in which the launch before worked. That launch is over: nobody touches the workspace before
+// await_earlier(). The launch after, which works there, begins to when this one is over. One thread advances
+// the epoch, once every block has added to a sum that it has read, for which each block had read the epoch
+// first.
 //
-// Sums: every block adds to each word once, 2^56 for itself and its part below. Parts are 32 bits, so that 128
-// blocks stay below 2^40. Values: two halves in a word, inverted; what a conversion to half makes is never
-// 0xffff, so that no word of values is zero.
+// Sums: every block adds to each word once, 2^56 for itself and its part below. Parts are 32 bits, so that
+// 128 blocks stay below 2^40. Values: two halves in a word, inverted; what a conversion to half makes is
+// never 0xffff, so that no word of values is zero.
 #pragma once
 
 #include "layer_step.cuh"
@@ -17,8 +18,9 @@
 namespace dualscale {
 
 constexpr int kEpochWords = 16;  // a line of its own
-constexpr int kSumCopies = 2;    // of every sum, for half of the blocks each, as one address takes one at a time
-constexpr int kSumKinds = 4;     // low and high parts of sums, and of sums beyond the knee
+constexpr int kSumCopies =
+    2;                        // of every sum, for half of the blocks each, as one address takes one at a time
+constexpr int kSumKinds = 4;  // low and high parts of sums, and of sums beyond the knee
 constexpr int kCountShift = 56;
 
 // Words of sums in a half; a word of values is half as long.
@@ -65,10 +67,10 @@ class LayerExchange {
   // Adds this block's part, signed or, as the low part of a longer one, unsigned.
   __device__ __forceinline__ void add(int batch, int kind, int row, uint32_t part) const {
     const unsigned long long value = (1ull << kCountShift) + part;
-    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(
-                     sum(blockIdx.x % kSumCopies, batch, kind, row)),
-                 "l"(value)
-                 : "memory");
+    asm volatile(
+        "red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(sum(blockIdx.x % kSumCopies, batch, kind, row)),
+        "l"(value)
+        : "memory");
   }
   static __device__ __forceinline__ uint32_t biased(int part) {
     return static_cast<uint32_t>(part) ^ 0x80000000u;
@@ -77,10 +79,11 @@ class LayerExchange {
     return total - (static_cast<long long>(a.blocks) << 31);
   }
 
-  // Waits for the sums of a row: kKinds of kSequences sequences from `first` on. Those beyond the batch are not
-  // there and stay as they are.
+  // Waits for the sums of a row: kKinds of kSequences sequences from `first` on. Those beyond the batch are
+  // not there and stay as they are.
   template <int kSequences, int kKinds>
-  __device__ __forceinline__ void await_sums(int first, int row, long long (&total)[kSequences][kKinds]) const {
+  __device__ __forceinline__ void await_sums(int first, int row,
+                                             long long (&total)[kSequences][kKinds]) const {
     bool whole;
     do {
       unsigned long long word[kSequences][kKinds][kSumCopies];
@@ -120,7 +123,8 @@ class LayerExchange {
 
   // Two neighbouring channels' values.
   __device__ __forceinline__ void send_values(int batch, int channel, uint32_t halves) const {
-    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(values(batch, channel)), "r"(~halves) : "memory");
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(values(batch, channel)), "r"(~halves)
+                 : "memory");
   }
 
   // Four neighbouring channels as they are kept; a part that is zero is not there yet.

@@ -70,8 +70,8 @@ class LayerInputs {
     }
   }
 
-  // Codes of the norm of residual + hidden, all of the width; a slice of the sum is written. The loops are not
-  // unrolled, as code that runs once takes its time to come; what belongs to the next sequence moves up.
+  // Codes of the norm of residual + hidden, all of the width; a slice of the sum is written. The loops are
+  // not unrolled, as code that runs once takes its time to come; what belongs to the next sequence moves up.
   __device__ __forceinline__ void norm() {
 #pragma unroll 1
     for (int b = 0; b < a.batch; ++b) {
@@ -227,7 +227,8 @@ class LayerInputs {
   __device__ __forceinline__ int channel() const { return threadIdx.x % 64; }
   __device__ __forceinline__ bool convolves() const { return sequence() < a.batch && channel() < a.own; }
   __device__ __forceinline__ int8_t* conv_state_at(int row) const {
-    return a.conv_state + sequence() * a.conv_batch_stride + row * a.conv_row_stride + k.first_channel() + channel();
+    return a.conv_state + sequence() * a.conv_batch_stride + row * a.conv_row_stride + k.first_channel() +
+           channel();
   }
 
   // A lane each.
@@ -242,8 +243,8 @@ class LayerInputs {
     if (bytes > 0) {
       const Piece& piece = a.pieces[k.lane];
       copy_bulk(shared_address(k.memory + piece.at),
-                static_cast<const uint8_t*>(piece.from) + static_cast<int64_t>(blockIdx.x) * piece.step, bytes,
-                ring_.parameters());
+                static_cast<const uint8_t*>(piece.from) + static_cast<int64_t>(blockIdx.x) * piece.step,
+                bytes, ring_.parameters());
     }
   }
 
@@ -299,7 +300,7 @@ class LayerInputs {
   unsigned long long epoch_;  // the first thread's
   float norm_weight_[kEight];
   Raw<__half, kEight> hidden_[kLayerBatch];
-  Eight row_[kLayerBatch];  // the residual, and, as fp32, its sums with hidden
+  Eight row_[kLayerBatch];     // the residual, and, as fp32, its sums with hidden
   uint32_t window_[kMaxTaps];  // codes of this thread's channel, the newest last
 };
 

@@ -9,11 +9,11 @@ namespace dualscale {
 
 #if defined(DUALSCALE_BULK)
 
-// Lets the blocks of the next kernel come. All that this block still wants of the memory is under way, and every
-// block of this launch is resident once all have come here. So those of the next one, which wait for each other
-// once this one is over, will have room: the operator has checked that two launches fit the chip together, and
-// no third one of this stream is under way. Of two streams at a time each has a launch that is all resident;
-// that one ends, and makes room.
+// Lets the blocks of the next kernel come. All that this block still wants of the memory is under way, and
+// every block of this launch is resident once all have come here. So those of the next one, which wait for
+// each other once this one is over, will have room: the operator has checked that two launches fit the chip
+// together, and no third one of this stream is under way. Of two streams at a time each has a launch that is
+// all resident; that one ends, and makes room.
 __device__ __forceinline__ void admit_next() { admit_later(); }
 
 template <int kBits>
@@ -78,7 +78,8 @@ class LayerOutputs {
           if (Ring::kTail && tile == kMostOutTiles - 1) {
             Product::add(sum[tile], tail_[i], x, scale);
           } else {
-            Product::add(sum[tile], load_shared(ring_.out_at(tile, k.g, k.t) + Product::kBytes * step), x, scale);
+            Product::add(sum[tile], load_shared(ring_.out_at(tile, k.g, k.t) + Product::kBytes * step), x,
+                         scale);
           }
         }
       }
@@ -109,7 +110,8 @@ class LayerOutputs {
         const int step = k.warp + kLayerWarps * i;
         tail_[i] = make_uint4(0, 0, 0, 0);
         if (row < a.out_rows() && step < steps) {
-          tail_[i] = __ldg(reinterpret_cast<const uint4*>(ring_.out_row(row) + Product::kBytes * step + 16 * k.t));
+          tail_[i] =
+              __ldg(reinterpret_cast<const uint4*>(ring_.out_row(row) + Product::kBytes * step + 16 * k.t));
         }
       }
     }

@@ -1,12 +1,12 @@
 // The products of a layer's step with its large weights, on the tensor cores: a tile of eight rows of weights
 // times the codes of up to four sequences. Warps share the depth, and their sums are added in shared memory.
 //
-// Of row g of a tile a lane takes the sixteen bytes at 64 s + 16 t of the steps s = warp, warp + 10, ..., with g
-// and t as in mma.cuh. As they come they are its part of the larger operand, but then half of them are those of
-// the operand's row g + 8. So the columns of the smaller operand are the sequences twice: codes that belong to
-// the first half, then codes that belong to the other one. Of the sums, row g of a column of the first half and
-// row g + 8 of the other half's are added; the rest is nothing. Sums of eight-bit weights are exact; those of
-// four-bit weights are exact within a step, which is of one group.
+// Of row g of a tile a lane takes the sixteen bytes at 64 s + 16 t of the steps s = warp, warp + 10, ...,
+// with g and t as in mma.cuh. As they come they are its part of the larger operand, but then half of them are
+// those of the operand's row g + 8. So the columns of the smaller operand are the sequences twice: codes that
+// belong to the first half, then codes that belong to the other one. Of the sums, row g of a column of the
+// first half and row g + 8 of the other half's are added; the rest is nothing. Sums of eight-bit weights are
+// exact; those of four-bit weights are exact within a step, which is of one group.
 #pragma once
 
 #include "layer_ring.cuh"
@@ -18,7 +18,7 @@ template <int kBits>
 struct LayerProduct {
   using Sum = std::conditional_t<kBits == 8, int, float>;
   static constexpr int kLaneCodes = 16 * 8 / kBits, kCodes = 4 * kLaneCodes, kBytes = 64;  // of a step
-  static constexpr int kWords = kLaneCodes / 8;                          // of codes that a lane takes
+  static constexpr int kWords = kLaneCodes / 8;                  // of codes that a lane takes
   static constexpr float kUnit = kBits == 8 ? 1.0f : 1.0f / 16;  // four bits lie in the high half of a byte
   static constexpr int kPartialBytes = kLayerWarps * kTileRows * kLayerBatch * 4;  // of a tile
 

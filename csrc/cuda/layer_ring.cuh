@@ -1,11 +1,12 @@
-// The weights of in_proj and out_proj on their way to a block: a ring of slots in shared memory, each filled by
-// one copy of neighbouring rows.
+// The weights of in_proj and out_proj on their way to a block: a ring of slots in shared memory, each filled
+// by one copy of neighbouring rows.
 //
-// Copies are numbered in the order of their use: first those of in_proj, rows of x with even and rows of z with
-// odd numbers, then those of out_proj. Number n lies in slot n mod 2^slot_shift and completes phase
-// n / 2^slot_shift of that slot's barrier. A slot is filled again only after a barrier of the whole block
-// behind the last read of what lay there; so every thread has also seen the phase before, and its parity tells
-// phases apart. Rows of out_proj for which the ring has no slots are `tail`: these come straight to registers.
+// Copies are numbered in the order of their use: first those of in_proj, rows of x with even and rows of z
+// with odd numbers, then those of out_proj. Number n lies in slot n mod 2^slot_shift and completes phase n /
+// 2^slot_shift of that slot's barrier. A slot is filled again only after a barrier of the whole block behind
+// the last read of what lay there; so every thread has also seen the phase before, and its parity tells
+// phases apart. Rows of out_proj for which the ring has no slots are `tail`: these come straight to
+// registers.
 #pragma once
 
 #include "layer_step.cuh"
@@ -19,8 +20,8 @@ struct SlotRows {
   static constexpr bool kTail = kBits == 8;
   static constexpr int kSlotted = (kTail ? kMostOutTiles - 1 : kMostOutTiles) * kTileRows;
 
-  // Row g of a tile, in the numbering of mma.cuh, is in an even slot where g is even, and else in an odd one, so
-  // that a quarter of a warp meets all banks. In its parity's slots it is this row.
+  // Row g of a tile, in the numbering of mma.cuh, is in an even slot where g is even, and else in an odd one,
+  // so that a quarter of a warp meets all banks. In its parity's slots it is this row.
   static __device__ __forceinline__ int place(int tile, int g) { return tile * (kTileRows / 2) + g / 2; }
 };
 

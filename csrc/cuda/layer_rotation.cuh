@@ -1,5 +1,5 @@
-// The Hadamard transform of y in a layer's step: every block transforms all of every sequence's y, as the time
-// to hand parts on would be longer.
+// The Hadamard transform of y in a layer's step: every block transforms all of every sequence's y, as the
+// time to hand parts on would be longer.
 //
 // As in hadamard.cu the tensor cores mix the segments, and the fast transform runs over their 128 or 256
 // columns; where the base is of order one, segments are sixteen and mixed by the first four levels of the
@@ -12,23 +12,26 @@
 
 namespace dualscale {
 
-constexpr int kSegmentPad = 4;       // words between segments in shared memory, so that these meet different banks
-constexpr int kMadeSegments = 16;    // where the base is of order one
+constexpr int kSegmentPad = 4;  // words between segments in shared memory, so that these meet different banks
+constexpr int kMadeSegments = 16;  // where the base is of order one
 constexpr int kMostSegments = 32;
-constexpr int kBaseStride = kMostSegments + 8;  // halves of a row of the base, so that rows meet different banks
-constexpr int kItem = 16;            // channels of a thread in the last pass
+constexpr int kBaseStride =
+    kMostSegments + 8;     // halves of a row of the base, so that rows meet different banks
+constexpr int kItem = 16;  // channels of a thread in the last pass
 
 #if defined(DUALSCALE_BULK)
 
 class LayerRotation {
  public:
   // All of the block call everything here.
-  __device__ __forceinline__ LayerRotation(const LayerStep& step, const LayerExchange& exchange, uint8_t* memory)
+  __device__ __forceinline__ LayerRotation(const LayerStep& step, const LayerExchange& exchange,
+                                           uint8_t* memory)
       : a(step),
         exchange_(exchange),
         scratch_(reinterpret_cast<float*>(memory + step.at.scratch)),
         base_(shared_address(memory + step.at.base) +
-              (threadIdx.x % 16 * kBaseStride + threadIdx.x % 32 / 16 * 8) * static_cast<int>(sizeof(__half))),
+              (threadIdx.x % 16 * kBaseStride + threadIdx.x % 32 / 16 * 8) *
+                  static_cast<int>(sizeof(__half))),
         columns_(1 << step.log2_segment),
         works_(static_cast<int>(threadIdx.x) / 32 < columns_ / kSlowestColumns),
         first_column_(threadIdx.x / 32 * kSlowestColumns) {}
@@ -100,8 +103,8 @@ class LayerRotation {
     }
   }
 
-  // The levels that are left, of sixteen channels a thread, and their codes by a row of a knee; after a barrier behind
-  // mix().
+  // The levels that are left, of sixteen channels a thread, and their codes by a row of a knee; after a
+  // barrier behind mix().
   __device__ __forceinline__ void finish(const float* row, uint32_t (&codes)[kItem / 4]) const {
     if (static_cast<int>(threadIdx.x) < a.channels / kItem) {
       float v[kItem];

@@ -1,5 +1,5 @@
-// The middle of a layer's step: x_proj, dt_proj, the states. Blocks add their channels' parts of x_proj's sums,
-// and each then does all of what follows for its own channels.
+// The middle of a layer's step: x_proj, dt_proj, the states. Blocks add their channels' parts of x_proj's
+// sums, and each then does all of what follows for its own channels.
 #pragma once
 
 #include "layer_exchange.cuh"
@@ -12,8 +12,7 @@ namespace dualscale {
 // A half as a multiple of 2^-24, which every finite one is.
 __device__ __forceinline__ long long fixed_point(__half x) {
   const int bits = __half_as_ushort(x), exponent = bits >> 10 & 31, mantissa = bits & 1023;
-  const long long size =
-      exponent == 0 ? mantissa : static_cast<long long>(1024 + mantissa) << (exponent - 1);
+  const long long size = exponent == 0 ? mantissa : static_cast<long long>(1024 + mantissa) << (exponent - 1);
   return bits >> 15 != 0 ? -size : size;
 }
 constexpr float kFixedUnit = 1.0f / (1 << 24);
@@ -145,7 +144,8 @@ class LayerState {
   static constexpr int kKinds = kKnee ? 2 * kParts : kParts;
   static constexpr int kHalf = kLayerThreads / 2;  // threads of a sequence: four a channel
   static constexpr int kRounds = kLayerBatch / 2;
-  static_assert(kHalf % 32 == 0 && kHalf >= 4 * kMostOwn, "half of the block holds a sequence, in whole warps");
+  static_assert(kHalf % 32 == 0 && kHalf >= 4 * kMostOwn,
+                "half of the block holds a sequence, in whole warps");
   static_assert(kRounds == 2, "the second round's states follow the first's");
   static_assert(kSumKinds >= 4, "two words of two sums");
 

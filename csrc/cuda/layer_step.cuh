@@ -4,9 +4,9 @@
 // The blocks meet twice, in global memory (layer_exchange.cuh): for the sums of x_proj and for y. Each norms
 // the row and transforms y by itself, as the time to share these would be longer.
 //
-// Two launches lie side by side on a multiprocessor: while the blocks of one wait for each other, those of the
-// next already fetch their weights. That is why a block takes less than half of a multiprocessor, and it is
-// why no block waits for one that cannot come: see admit_next() of layer_kernel.cuh.
+// Two launches lie side by side on a multiprocessor: while the blocks of one wait for each other, those of
+// the next already fetch their weights. That is why a block takes less than half of a multiprocessor, and it
+// is why no block waits for one that cannot come: see admit_next() of layer_kernel.cuh.
 #pragma once
 
 #include "ahead.cuh"
@@ -17,25 +17,44 @@ namespace dualscale {
 
 constexpr int kLayerWarps = 10;
 constexpr int kLayerThreads = 32 * kLayerWarps;
-constexpr int kLayerBatch = 4;     // sequences at most
-constexpr int kLayerStates = 16;   // of a channel
-constexpr int kMostBlocks = 128;   // of a launch; fewer than 256, as a byte counts them
-constexpr int kMostOwn = 40;       // channels of a block
-constexpr int kMostWidth = 2560;   // of the residual: a vector of eight a thread
-constexpr int kMostRanks = 256;    // of delta
-constexpr int kTileRows = 8;       // of weights that a warp takes at once
-constexpr int kTilesAtOnce = 2;    // of in_proj, between two barriers
-constexpr int kMostOutTiles = 3;   // of a block's rows of out_proj
-constexpr int kChannelStep = 8;    // own is a multiple of it
-constexpr int kRowSkew = 64;       // bytes by which neighbouring slots and rows of codes lie apart modulo 128
+constexpr int kLayerBatch = 4;    // sequences at most
+constexpr int kLayerStates = 16;  // of a channel
+constexpr int kMostBlocks = 128;  // of a launch; fewer than 256, as a byte counts them
+constexpr int kMostOwn = 40;      // channels of a block
+constexpr int kMostWidth = 2560;  // of the residual: a vector of eight a thread
+constexpr int kMostRanks = 256;   // of delta
+constexpr int kTileRows = 8;      // of weights that a warp takes at once
+constexpr int kTilesAtOnce = 2;   // of in_proj, between two barriers
+constexpr int kMostOutTiles = 3;  // of a block's rows of out_proj
+constexpr int kChannelStep = 8;   // own is a multiple of it
+constexpr int kRowSkew = 64;      // bytes by which neighbouring slots and rows of codes lie apart modulo 128
 constexpr int kSlowestColumns = 32;  // of a segment: those that a warp transforms at once
 
 // Parameters that a block copies to shared memory before it waits for the kernel before.
 enum LayerPiece : int {
-  kInCode, kXCode, kZCode, kUCode, kDtCode, kBCode, kCCode, kDeltaCode, kOutCode,  // eight floats each
-  kInScaleX, kInScaleZ, kInSumX, kInSumZ,                                          // x right before z
-  kConvWeight, kConvBias, kDeltaWeight, kDeltaScale, kDeltaSum, kDeltaBias, kRate, kSkip,
-  kOutScale, kOutSum,
+  kInCode,
+  kXCode,
+  kZCode,
+  kUCode,
+  kDtCode,
+  kBCode,
+  kCCode,
+  kDeltaCode,
+  kOutCode,  // eight floats each
+  kInScaleX,
+  kInScaleZ,
+  kInSumX,
+  kInSumZ,  // x right before z
+  kConvWeight,
+  kConvBias,
+  kDeltaWeight,
+  kDeltaScale,
+  kDeltaSum,
+  kDeltaBias,
+  kRate,
+  kSkip,
+  kOutScale,
+  kOutSum,
   kPieces
 };
 
@@ -47,13 +66,13 @@ struct Piece {
 
 // Where things lie in shared memory, in bytes.
 struct LayerLayout {
-  int ring, slot_bytes;      // slots of weights
-  int slot_shift;            // of their number, a power of two
-  int partial;               // sums of warps: one tile, or two in turn
-  int row, row_stride;       // codes of the normed rows
-  int scratch;               // of the transform, where rows and most parameters lay
-  int code, code_stride;     // codes of the transform's results, where it worked
-  int base;                  // of the transform, as halves, while there are no sums
+  int ring, slot_bytes;   // slots of weights
+  int slot_shift;         // of their number, a power of two
+  int partial;            // sums of warps: one tile, or two in turn
+  int row, row_stride;    // codes of the normed rows
+  int scratch;            // of the transform, where rows and most parameters lay
+  int code, code_stride;  // codes of the transform's results, where it worked
+  int base;               // of the transform, as halves, while there are no sums
   int small, barriers, size;
 };
 
@@ -66,7 +85,7 @@ struct LayerStep {
   const __half* hidden;
   int64_t hidden_stride;
   Input residual;  // of any type, or no data
-  void* total;             // the new residual
+  void* total;     // the new residual
   Kind total_kind;
   __half* out;
   const float* norm_weight;
@@ -138,7 +157,9 @@ struct LayerContext {
   }
 
   // A code that all channels share, where it lies in shared memory.
-  __device__ __forceinline__ CodeView code_of(LayerPiece piece) const { return {parameter(piece), false, false}; }
+  __device__ __forceinline__ CodeView code_of(LayerPiece piece) const {
+    return {parameter(piece), false, false};
+  }
 };
 
 }  // namespace dualscale

@@ -61,7 +61,8 @@ void share_out(LayerStep& a, int64_t channels, int64_t order) {
   const int columns = a.segments > 0 ? a.channels / a.segments : 0;
   if (a.segments > kMostSegments || a.segments % 4 != 0 || columns * a.segments != a.channels ||
       (columns != 4 * kSlowestColumns && columns != 8 * kSlowestColumns)) {
-    refuse_size("base", "rows", order, "1, with 2048 or 4096 channels, or a 128th or 256th of the channels up to 32");
+    refuse_size("base", "rows", order,
+                "1, with 2048 or 4096 channels, or a 128th or 256th of the channels up to 32");
   }
   a.log2_segment = columns == 4 * kSlowestColumns ? 7 : 8;
   a.factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(channels)));
@@ -73,15 +74,16 @@ void place(LayerStep& a, LayerPiece which, const void* from, int64_t bytes, bool
     return;
   }
   if (bytes % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) {
-    refuse({kOp, "an argument"}, "does not begin, or its part for a block does not end, at a multiple of 16 bytes",
+    refuse({kOp, "an argument"},
+           "does not begin, or its part for a block does not end, at a multiple of 16 bytes",
            "memory as torch allocates it, and sizes as those of published models");
   }
   a.pieces[which] = {from, static_cast<int>(is_own ? bytes : 0), static_cast<int>(bytes), at};
   at += static_cast<int>(bytes);
 }
 
-// The shared memory of a block, of which a multiprocessor has room for two; parameters lie in it already, those
-// that are not needed to the end from `room` up to `at`.
+// The shared memory of a block, of which a multiprocessor has room for two; parameters lie in it already,
+// those that are not needed to the end from `room` up to `at`.
 void lay_out(LayerStep& a, int bits, int room, int at, int limit) {
   LayerLayout& l = a.at;
   l.row = at;
@@ -128,9 +130,9 @@ struct LayerArguments {
 
 void check_codes(const LayerArguments& in) {
   const std::pair<const char*, const Tensor&> codes[] = {
-      {"in_code", in.in_code},       {"x_code", in.x_code}, {"z_code", in.z_code}, {"u_code", in.u_code},
-      {"dt_code", in.dt_code},       {"B_code", in.B_code}, {"C_code", in.C_code}, {"delta_code", in.delta_code},
-      {"out_code", in.out_code}};
+      {"in_code", in.in_code}, {"x_code", in.x_code},         {"z_code", in.z_code},
+      {"u_code", in.u_code},   {"dt_code", in.dt_code},       {"B_code", in.B_code},
+      {"C_code", in.C_code},   {"delta_code", in.delta_code}, {"out_code", in.out_code}};
   for (const auto& [name, code] : codes) {
     check_code({kOp, name}, code, 1, Codes::kKneeOneRow, in.hidden);
   }
@@ -140,7 +142,8 @@ void check_codes(const LayerArguments& in) {
 LayerStep checked_step(const LayerArguments& in, ScalarType residual_dtype) {
   LayerStep a{};
   check_dim({kOp, "hidden"}, in.hidden, 2);
-  checked_norm(kOp, in.hidden, in.residual, in.norm_weight, in.in_code, false, residual_dtype, ScalarType::Half);
+  checked_norm(kOp, in.hidden, in.residual, in.norm_weight, in.in_code, false, residual_dtype,
+               ScalarType::Half);
   check_type({kOp, "hidden"}, in.hidden, ScalarType::Half);
   check_dim({kOp, "A"}, in.A, 2);
   check_dim({kOp, "base"}, in.base, 2);
@@ -149,10 +152,12 @@ LayerStep checked_step(const LayerArguments& in, ScalarType residual_dtype) {
   const int64_t batch = in.hidden.size(0), width = in.hidden.size(1), channels = in.A.size(0);
   const int64_t group = in.group_size, rank = in.dt_proj_weight.size(1) * (group ? 2 : 1);
   if (batch > kLayerBatch || width > kMostWidth || width % 256 != 0) {
-    refuse({kOp, "hidden"}, "has shape " + shape_of(in.hidden), "4 rows at most of 256, 512, ... 2560 channels");
+    refuse({kOp, "hidden"}, "has shape " + shape_of(in.hidden),
+           "4 rows at most of 256, 512, ... 2560 channels");
   }
   if (group != 0 && (group < 128 || group > kMaxGroup || (group & (group - 1)) != 0)) {
-    refuse({kOp, "group_size"}, "is " + std::to_string(group), "0 for int8 weights, or 128, 256, 512 or 1024");
+    refuse({kOp, "group_size"}, "is " + std::to_string(group),
+           "0 for int8 weights, or 128, 256, 512 or 1024");
   }
   a.batch = static_cast<int>(batch);
   a.width = static_cast<int>(width);
@@ -164,14 +169,14 @@ LayerStep checked_step(const LayerArguments& in, ScalarType residual_dtype) {
   const Tensor& first = in.hidden;
   a.in = check_weights({"in_weight", "in_scale", "in_sum", in.in_weight, in.in_scale, in.in_sum}, first,
                        2 * channels, width, group);
-  a.mix = check_weights({"x_proj_weight", "x_proj_scale", "x_proj_sum", in.x_proj_weight, in.x_proj_scale,
-                         in.x_proj_sum},
-                        first, a.mix_rows(), channels, group);
-  a.delta = check_weights({"dt_proj_weight", "dt_proj_scale", "dt_proj_sum", in.dt_proj_weight,
-                           in.dt_proj_scale, in.dt_proj_sum},
-                          first, channels, rank, group);
-  a.last = check_weights({"out_weight", "out_scale", "out_sum", in.out_weight, in.out_scale, in.out_sum}, first,
-                         width, channels, group);
+  a.mix = check_weights(
+      {"x_proj_weight", "x_proj_scale", "x_proj_sum", in.x_proj_weight, in.x_proj_scale, in.x_proj_sum},
+      first, a.mix_rows(), channels, group);
+  a.delta = check_weights(
+      {"dt_proj_weight", "dt_proj_scale", "dt_proj_sum", in.dt_proj_weight, in.dt_proj_scale, in.dt_proj_sum},
+      first, channels, rank, group);
+  a.last = check_weights({"out_weight", "out_scale", "out_sum", in.out_weight, in.out_scale, in.out_sum},
+                         first, width, channels, group);
   check_dim({kOp, "conv_weight"}, in.conv_weight, 2);
   a.taps = static_cast<int>(in.conv_weight.size(1));
   if (a.taps < 2 || a.taps > kMaxTaps) {
@@ -197,7 +202,8 @@ void check_states(LayerStep& a, const LayerArguments& in) {
   check_same_device({kOp, "state"}, in.state, in.hidden);
   check_last_stride({kOp, "state"}, in.state);
   if (in.state.stride(1) != kLayerStates || !is_aligned(in.state, 16)) {
-    refuse({kOp, "state"}, "has gaps between channels, or is not aligned to 16 bytes", "states one behind another");
+    refuse({kOp, "state"}, "has gaps between channels, or is not aligned to 16 bytes",
+           "states one behind another");
   }
   a.half_words = half_words(a.mix_rows(), a.channels);
   check_typed_parameter({kOp, "workspace"}, in.workspace, ScalarType::Long,
@@ -238,7 +244,8 @@ void place_all(LayerStep& a, const LayerArguments& in, int limit) {
   piece(kOutSum, in.out_sum.data_ptr(), out * 4);
   const int room = at;
   code(kInCode, in.in_code), code(kXCode, in.x_code), code(kZCode, in.z_code), code(kUCode, in.u_code);
-  code(kDtCode, in.dt_code), code(kBCode, in.B_code), code(kCCode, in.C_code), code(kDeltaCode, in.delta_code);
+  code(kDtCode, in.dt_code), code(kBCode, in.B_code), code(kCCode, in.C_code),
+      code(kDeltaCode, in.delta_code);
   const int64_t in_scale = scale_bytes(own, a.in), in_scales = scale_bytes(a.channels, a.in);
   piece(kInScaleX, in.in_scale.data_ptr(), in_scale);
   piece(kInScaleZ, rest(in.in_scale.data_ptr(), in_scales), in_scale);
@@ -255,11 +262,12 @@ void place_all(LayerStep& a, const LayerArguments& in, int limit) {
   lay_out(a, static_cast<int>(bits), room, at, limit);
 }
 
-// Two launches shall fit the chip together; asked once for a size. Returns the blocks that a chip has room for.
-template <class Kernel>
-int room_for(Kernel kernel, int size, int device) {
+// How many blocks of a kernel a chip has room for; asked once for a size.
+template <int kBits, bool kKnee>
+int room_for(int size, int device) {
   static thread_local int known_device = -1, known_size = -1, known = 0;
   if (device != known_device || size != known_size) {
+    const auto kernel = layer_step<kBits, kKnee>;
     allow_shared(kernel, size);
     STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                         cudaSharedmemCarveoutMaxShared));
@@ -274,13 +282,12 @@ int room_for(Kernel kernel, int size, int device) {
 
 template <int kBits, bool kKnee>
 void launch(const LayerStep& a, int device, cudaStream_t stream) {
-  const auto kernel = layer_step<kBits, kKnee>;
-  const int room = room_for(kernel, a.at.size, device);
-  if (room < 2 * a.blocks) {
+  const int room = room_for<kBits, kKnee>(a.at.size, device);
+  if (room < 2 * a.blocks) {  // two launches lie beside each other
     refuse({kOp, "hidden"}, "lies on a GPU with room for " + std::to_string(room) + " blocks",
            std::to_string(2 * a.blocks) + "; use the operators that this one joins");
   }
-  launch_early(kernel, dim3(a.blocks), kLayerThreads, a.at.size, device, stream, a);
+  launch_early(layer_step<kBits, kKnee>, dim3(a.blocks), kLayerThreads, a.at.size, device, stream, a);
 }
 
 std::tuple<Tensor, Tensor> run(const LayerArguments& in, double eps, bool knee, ScalarType residual_dtype,
@@ -289,7 +296,8 @@ std::tuple<Tensor, Tensor> run(const LayerArguments& in, double eps, bool knee, 
   check_states(a, in);
   const int index = in.hidden.get_device_index();
   if (compute_major(index) < 9) {
-    refuse({kOp, "hidden"}, "lies on a GPU of compute capability " + std::to_string(compute_major(index)) + ".x",
+    refuse({kOp, "hidden"},
+           "lies on a GPU of compute capability " + std::to_string(compute_major(index)) + ".x",
            "9.0 or newer; use the operators that this one joins");
   }
   Tensor out = torch::stable::new_empty(in.hidden, in.hidden.sizes(), ScalarType::Half);
@@ -339,17 +347,17 @@ std::tuple<Tensor, Tensor> mamba_layer_step(
     const Tensor& x_code, const Tensor& z_code, const Tensor& conv_state, const Tensor& conv_weight,
     const OptionalTensor& conv_bias, const Tensor& u_code, bool knee, const Tensor& x_proj_weight,
     const Tensor& x_proj_scale, const Tensor& x_proj_sum, const Tensor& dt_code, const Tensor& B_code,
-    const Tensor& C_code, const Tensor& dt_proj_weight, const Tensor& dt_proj_scale, const Tensor& dt_proj_sum,
-    const Tensor& delta_code, const Tensor& state, const Tensor& A, const OptionalTensor& D,
-    const OptionalTensor& delta_bias, const Tensor& base, const Tensor& out_code, const Tensor& out_weight,
-    const Tensor& out_scale, const Tensor& out_sum, int64_t group_size, ScalarType residual_dtype,
-    const Tensor& workspace, bool reads_ahead) {
+    const Tensor& C_code, const Tensor& dt_proj_weight, const Tensor& dt_proj_scale,
+    const Tensor& dt_proj_sum, const Tensor& delta_code, const Tensor& state, const Tensor& A,
+    const OptionalTensor& D, const OptionalTensor& delta_bias, const Tensor& base, const Tensor& out_code,
+    const Tensor& out_weight, const Tensor& out_scale, const Tensor& out_sum, int64_t group_size,
+    ScalarType residual_dtype, const Tensor& workspace, bool reads_ahead) {
   const LayerArguments given{
-      hidden,       residual,   norm_weight,   in_code,    in_weight,      in_scale,      in_sum,
-      x_code,       z_code,     conv_state,    conv_weight, conv_bias,     u_code,        x_proj_weight,
-      x_proj_scale, x_proj_sum, dt_code,       B_code,     C_code,         dt_proj_weight, dt_proj_scale,
-      dt_proj_sum,  delta_code, state,         A,          D,              delta_bias,    base,
-      out_code,     out_weight, out_scale,     out_sum,    group_size,     workspace};
+      hidden,       residual,   norm_weight, in_code,     in_weight,  in_scale,       in_sum,
+      x_code,       z_code,     conv_state,  conv_weight, conv_bias,  u_code,         x_proj_weight,
+      x_proj_scale, x_proj_sum, dt_code,     B_code,      C_code,     dt_proj_weight, dt_proj_scale,
+      dt_proj_sum,  delta_code, state,       A,           D,          delta_bias,     base,
+      out_code,     out_weight, out_scale,   out_sum,     group_size, workspace};
   return run(given, eps, knee, residual_dtype, reads_ahead);
 }
 

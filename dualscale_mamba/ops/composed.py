@@ -10,10 +10,18 @@ from torch import Tensor
 
 STATES = 16  # of a channel
 Operators = Callable[[str], Callable[..., Any]]
+Join = Callable[..., Tensor]
 
 
-def composed(operator: Operators) -> Callable[..., tuple[Tensor, Tensor]]:
-    """mamba_layer_step made of the operators that ``operator`` gives by name."""
+def composed(operator: Operators, join: Join | None = None) -> Callable[..., tuple[Tensor, Tensor]]:
+    """mamba_layer_step made of other operators.
+
+    Args:
+        operator: Gives them by name.
+        join: Makes a row for every column of codes and how many columns each has; one that keeps what it has made
+            saves a kernel.
+    """
+    joined = join or _joined
 
     def product(
         x: Tensor,
@@ -21,11 +29,12 @@ def composed(operator: Operators) -> Callable[..., tuple[Tensor, Tensor]]:
         knee: bool,
         weight: tuple[Tensor, Tensor, Tensor],
         group_size: int,
+        reads_ahead: bool,
         code: Tensor | None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         size, name = ((group_size,), "linear_w4a8") if group_size else ((), "linear_w8a8")
-        y = operator(name)(x, x_code, knee, None, *weight, *size, None, code, dtype, False)
+        y = operator(name)(x, x_code, knee, None, *weight, *size, None, code, dtype, reads_ahead)
         return cast(Tensor, y)
 
     def mamba_layer_step(
@@ -73,24 +82,24 @@ def composed(operator: Operators) -> Callable[..., tuple[Tensor, Tensor]]:
             hidden, residual, norm_weight, eps, in_code, False, residual_dtype, dtype
         )
         both = product(
-            normed, in_code, False, (in_weight, in_scale, in_sum), group_size,
-            _joined((x_code, channels), (z_code, channels)),
+            normed, in_code, False, (in_weight, in_scale, in_sum), group_size, reads_ahead,
+            joined((x_code, channels), (z_code, channels)),
         )  # fmt: skip
         x, z = torch.split(both, channels, dim=-1)
         u = operator("causal_conv1d_update")(x, x_code, conv_state, conv_weight, conv_bias, u_code, dtype)
         mixed = product(
-            u, u_code, knee, (x_proj_weight, x_proj_scale, x_proj_sum), group_size,
-            _joined((dt_code, rank), (B_code, STATES), (C_code, STATES)),
+            u, u_code, knee, (x_proj_weight, x_proj_scale, x_proj_sum), group_size, reads_ahead,
+            joined((dt_code, rank), (B_code, STATES), (C_code, STATES)),
         )  # fmt: skip
         dt, B, C = torch.split(mixed, [rank, STATES, STATES], dim=-1)
         weight = (dt_proj_weight, dt_proj_scale, dt_proj_sum)
-        delta = product(dt, dt_code, False, weight, group_size, delta_code)
+        delta = product(dt, dt_code, False, weight, group_size, reads_ahead, delta_code)
         y = operator("selective_state_update")(
             state, u, u_code, delta, delta_code, A, B, B_code, C, C_code, D, z, z_code, delta_bias, dtype
         )
         coded, _ = operator("hadamard_quant")(y, base, out_code, False, dtype)
         weight = (out_weight, out_scale, out_sum)
-        return product(coded, out_code, False, weight, group_size, None, dtype), total
+        return product(coded, out_code, False, weight, group_size, reads_ahead, None, dtype), total
 
     return mamba_layer_step
 
