@@ -14,7 +14,7 @@ from dualscale_mamba import ops
 from dualscale_mamba.formats.dual import Dual
 from dualscale_mamba.models.code_rows import join_rows
 from dualscale_mamba.ops import dispatch
-from dualscale_mamba.ops.composed import composed
+from dualscale_mamba.ops.composed import Composed
 from dualscale_mamba.quantization.rotation import base_for
 
 SIZES = {
@@ -91,7 +91,7 @@ def layer_work() -> Iterator[Work]:
     ops.ensure_loaded("cuda")
     for name, (width, rank) in SIZES.items():
         workspace = ops.layer_workspace("cuda", 2 * width, rank)
-        separate = composed(dispatch._compiled.__getitem__, joined_once())
+        separate = Composed(dispatch._compiled.__getitem__, joined_once()).mamba_layer_step
         for bits in (8, 4):
             for batch in BATCHES:
                 like, order = normal(batch, width), base_for(2 * width).shape[0]

@@ -1,12 +1,12 @@
 // How the blocks of a layer's step hand each other sums and values: words that say themselves whether they
 // are whole, so that nobody waits for more than the words that he reads, and no fence is needed.
 //
-// A workspace has a count of launches (the epoch) and two halves, which launches use in turn. It is all zeros
-// at first. A launch works in the half of its epoch's parity, finds it all zeros, and zeroes the other one,
-// in which the launch before worked. That launch is over: nobody touches the workspace before
-// await_earlier(). The launch after, which works there, begins to when this one is over. One thread advances
-// the epoch, once every block has added to a sum that it has read, for which each block had read the epoch
-// first.
+// A workspace has a count of launches (the epoch), counts of blocks that hold places, and two halves, which
+// launches use in turn. It is all zeros at first. A launch works in the half of its epoch's parity, finds it
+// all zeros, and zeroes the other one, in which the launch before worked. That launch is over: nobody touches
+// the workspace before await_earlier(). The launch after, which works there, begins to when this one is over.
+// One thread advances the epoch, once every block has added to a sum that it has read, for which each block
+// had read the epoch first.
 //
 // Sums: every block adds to each word once, 2^56 for itself and its part below. Parts are 32 bits, so that
 // 128 blocks stay below 2^40. Values: two halves in a word, inverted; what a conversion to half makes is
@@ -17,7 +17,7 @@
 
 namespace dualscale {
 
-constexpr int kEpochWords = 16;  // a line of its own
+constexpr int kEpochWords = 64;  // of the epoch, and of blocks that only hold a place
 constexpr int kSumCopies =
     2;                        // of every sum, for half of the blocks each, as one address takes one at a time
 constexpr int kSumKinds = 4;  // low and high parts of sums, and of sums beyond the knee
@@ -118,6 +118,22 @@ class LayerExchange {
     } while (!whole);
   }
 
+  // A block that has no share of the work: launches are one block a multiprocessor, so that none has two of
+  // one launch while another has none. It stays until y arrives, when the blocks of the next launch have
+  // come. Its own count of launches tells the epoch, which may have advanced before it looks.
+  __device__ __forceinline__ void hold_place() const {
+    unsigned long long* const own = a.workspace + 1 + (blockIdx.x - a.blocks);
+    const unsigned long long epoch = *own;
+    *own = epoch + 1;
+    while (load_word(a.workspace) == epoch) {
+      __nanosleep(200);
+    }
+    const uint32_t* const first = values_of(half(epoch), 0, 0);
+    while (load_values(first).x == 0) {
+      __nanosleep(200);
+    }
+  }
+
   // Called by one thread of one block that has awaited a sum.
   __device__ __forceinline__ void end() const { *a.workspace = epoch_ + 1; }
 
@@ -140,7 +156,10 @@ class LayerExchange {
     return half_ + ((copy * kLayerBatch + batch) * kSumKinds + kind) * a.mix_rows() + row;
   }
   __device__ __forceinline__ uint32_t* values(int batch, int channel) const {
-    return reinterpret_cast<uint32_t*>(half_ + sum_words(a.mix_rows())) + (batch * a.channels + channel) / 2;
+    return values_of(half_, batch, channel);
+  }
+  __device__ __forceinline__ uint32_t* values_of(unsigned long long* half, int batch, int channel) const {
+    return reinterpret_cast<uint32_t*>(half + sum_words(a.mix_rows())) + (batch * a.channels + channel) / 2;
   }
 
   const LayerStep& a;

@@ -146,6 +146,16 @@ __global__ void __launch_bounds__(kLayerThreads, 2) layer_step(const __grid_cons
   const LayerContext context(a, memory);
   const WeightRing<kBits> ring(a, shared_address(memory));
   LayerExchange exchange(a);
+  if (static_cast<int>(blockIdx.x) >= a.blocks) {
+    if (a.reads_ahead) {
+      await_earlier();
+    }
+    admit_later();
+    if (threadIdx.x == 0) {
+      exchange.hold_place();
+    }
+    return;
+  }
   LayerState<kBits, kKnee> state(context, exchange);
   {
     LayerInputs<kBits, kKnee> inputs(context, ring, exchange);

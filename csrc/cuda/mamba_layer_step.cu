@@ -282,12 +282,14 @@ int room_for(int size, int device) {
 
 template <int kBits, bool kKnee>
 void launch(const LayerStep& a, int device, cudaStream_t stream) {
-  const int room = room_for<kBits, kKnee>(a.at.size, device);
-  if (room < 2 * a.blocks) {  // two launches lie beside each other
+  const int room = room_for<kBits, kKnee>(a.at.size, device), processors = multiprocessors(device);
+  // Those without a share hold places, so that each multiprocessor has one block of a launch.
+  const int blocks = processors >= a.blocks && processors - a.blocks < kEpochWords ? processors : a.blocks;
+  if (room < 2 * blocks) {  // two launches lie beside each other
     refuse({kOp, "hidden"}, "lies on a GPU with room for " + std::to_string(room) + " blocks",
-           std::to_string(2 * a.blocks) + "; use the operators that this one joins");
+           std::to_string(2 * blocks) + "; use the operators that this one joins");
   }
-  launch_early(layer_step<kBits, kKnee>, dim3(a.blocks), kLayerThreads, a.at.size, device, stream, a);
+  launch_early(layer_step<kBits, kKnee>, dim3(blocks), kLayerThreads, a.at.size, device, stream, a);
 }
 
 std::tuple<Tensor, Tensor> run(const LayerArguments& in, double eps, bool knee, ScalarType residual_dtype,

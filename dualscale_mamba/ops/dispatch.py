@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dualscale_mamba.ops import fake, reference, reference_linear, reference_ssd
-from dualscale_mamba.ops.composed import composed
+from dualscale_mamba.ops.composed import Composed
 from dualscale_mamba.ops.schema import NAMESPACE, SCHEMAS
 
 IMPLEMENTATIONS = ("compiled", "reference")
@@ -30,8 +30,8 @@ _reference: dict[str, Callable[..., Any]] = {
     name: getattr(_references.get(name.split("_")[0], reference), name) for name in SCHEMAS if name != JOINED
 }
 # On the CPU, and as a reference, it is made of the operators that it joins.
-_reference[JOINED] = composed(_reference.__getitem__)
-_library.impl(JOINED, composed(_compiled.__getitem__), "CPU")  # type: ignore[no-untyped-call]
+_reference[JOINED] = Composed(_reference.__getitem__).mamba_layer_step
+_library.impl(JOINED, Composed(_compiled.__getitem__).mamba_layer_step, "CPU")  # type: ignore[no-untyped-call]
 _loaded = {"meta"}
 _implementation = "compiled"
 

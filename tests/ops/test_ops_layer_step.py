@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dualscale_mamba import ops
 from dualscale_mamba.ops import dispatch
-from dualscale_mamba.ops.composed import composed
+from dualscale_mamba.ops.composed import Composed
 
 SMALL = SIZES[1]
 # Codes next to a tie may be neighbours where sums are made in another order, and then all that follows differs a bit.
@@ -39,7 +39,7 @@ def order_of(size: Size) -> int:
 def separate(arguments: dict[str, Any]) -> dict[str, Tensor]:
     """The operators one after the other."""
     ops.ensure_loaded(arguments["hidden"].device)
-    out, total = composed(dispatch._compiled.__getitem__)(**arguments, reads_ahead=False)
+    out, total = Composed(dispatch._compiled.__getitem__).mamba_layer_step(**arguments, reads_ahead=False)
     return {"out": out, "total": total, "conv_state": arguments["conv_state"], "state": arguments["state"]}
 
 
