@@ -135,7 +135,9 @@ class LayerExchange {
   }
 
   // Called by one thread of one block that has awaited a sum.
-  __device__ __forceinline__ void end() const { *a.workspace = epoch_ + 1; }
+  __device__ __forceinline__ void end() const {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(a.workspace), "l"(epoch_ + 1) : "memory");
+  }
 
   // Two neighbouring channels' values.
   __device__ __forceinline__ void send_values(int batch, int channel, uint32_t halves) const {

@@ -27,7 +27,7 @@ class LayerInputs {
       ring_.prepare();
     }
     __syncthreads();
-    ring_.fill(0, ring_.capacity());
+    ring_.fill(0, ring_.groups());
     if (k.warp == kLayerWarps - 1) {
       copy_parameters();
     }
@@ -97,10 +97,12 @@ class LayerInputs {
 #pragma unroll 1
     for (int b = a.batch - 1; b >= 0; --b) {  // the last one's sums are the last of row_
       if (column() < a.width) {
-        float squares = s.squares[b][0];
+        float parts[LayerShared::kPartsStride], squares = 0.0f;
+        unpack(load_raw<float, LayerShared::kPartsStride>(s.squares[b], true, LayerShared::kPartsStride),
+               parts);
 #pragma unroll
-        for (int warp = 1; warp < kLayerWarps; ++warp) {
-          squares += s.squares[b][warp];
+        for (int warp = 0; warp < kLayerWarps; ++warp) {
+          squares += parts[warp];
         }
         const float inverse = rsqrtf(squares / static_cast<float>(a.width) + a.eps);
         float y[kEight];
@@ -123,8 +125,7 @@ class LayerInputs {
   // Codes of x and gates of z, of this block's channels.
   __device__ __forceinline__ void project() {
     constexpr int kSteps = kMostWidth / Product::kCodes / kLayerWarps;
-    constexpr int kSlots = kTilesAtOnce * kTileRows / Rows::kIn;
-    const int steps = a.width / Product::kCodes, rounds = 2 * a.own / (kTilesAtOnce * kTileRows);
+    const int steps = a.width / Product::kCodes;
     uint32_t x[kSteps][Product::kWords];
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
@@ -134,11 +135,8 @@ class LayerInputs {
       }
     }
 #pragma unroll 1
-    for (int round = 0; round < rounds; ++round) {
-#pragma unroll 1
-      for (int n = 0; n < kSlots; ++n) {
-        ring_.await(round * kSlots + n);
-      }
+    for (int round = 0; round < ring_.in_groups(); ++round) {
+      ring_.await(round);
       Sum sum[kTilesAtOnce][4] = {};
       uint8_t* const partial = k.memory + a.at.partial + round % 2 * kTilesAtOnce * Product::kPartialBytes;
 #pragma unroll
@@ -160,7 +158,7 @@ class LayerInputs {
         Product::store(sum[i], partial + i * Product::kPartialBytes);
       }
       __syncthreads();
-      ring_.fill(round * kSlots + ring_.capacity(), (round + 1) * kSlots + ring_.capacity());
+      ring_.fill(round + ring_.groups(), round + ring_.groups() + 1);
       // Two warps finish these tiles while all go on; they come to the next barrier before their room is used
       // again.
       const int thread = threadIdx.x - 64 * (round % (kLayerWarps / 2));

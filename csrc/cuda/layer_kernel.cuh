@@ -60,8 +60,8 @@ class LayerOutputs {
   __device__ __forceinline__ void project() {
     const int steps = a.channels / Product::kCodes;
 #pragma unroll 1
-    for (int n = 0; n < ring_.out_slots(); ++n) {
-      ring_.await(ring_.in_slots() + n);
+    for (int group = 0; group < ring_.out_groups(); ++group) {
+      ring_.await(ring_.in_groups() + group);
     }
     // Of tiles that do not exist anything is multiplied, and nothing read.
     Sum sum[kMostOutTiles][4] = {};

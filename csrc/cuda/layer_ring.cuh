@@ -18,6 +18,7 @@ struct SlotRows {
   static constexpr int kIn = kBits == 8 ? 4 : 8, kOut = kIn / 2;  // rows of a slot
   // Of eight bits the last tile of out_proj has no slots: so many rows do not fit.
   static constexpr bool kTail = kBits == 8;
+  static constexpr int kGroup = kTilesAtOnce * kTileRows / kIn;  // slots
   static constexpr int kSlotted = (kTail ? kMostOutTiles - 1 : kMostOutTiles) * kTileRows;
 
   // Row g of a tile, in the numbering of mma.cuh, is in an even slot where g is even, and else in an odd one,
@@ -44,31 +45,33 @@ class WeightRing {
         in_slots_(2 * step.own / Rows::kIn),
         out_slots_((min(step.out_rows(), Rows::kSlotted) + Rows::kOut - 1) / Rows::kOut) {}
 
-  __device__ __forceinline__ int in_slots() const { return in_slots_; }
-  __device__ __forceinline__ int out_slots() const { return out_slots_; }
-
   // One thread makes the barriers, and that of the parameters, before any copy.
   __device__ __forceinline__ void prepare() const {
-    for (int i = 0; i <= 1 << a.at.slot_shift; ++i) {
-      barrier_init(barrier(i), 1);
+    for (int i = 0; i < groups(); ++i) {
+      barrier_init(barrier(i), Rows::kGroup);
     }
+    barrier_init(parameters(), 1);
     fence_for_copies();
   }
 
-  // Starts copies [first, last), as many as exist; a warp each, in turn. All of the block call it.
+  // Starts the copies of groups [first, last), as many as exist; a warp each, in turn. All of the block call
+  // it.
   __device__ __forceinline__ void fill(int first, int last) const {
     if (threadIdx.x % 32 == 0) {
-      for (int n = first + threadIdx.x / 32; n < min(last, in_slots_ + out_slots_); n += kLayerWarps) {
+      const int end = min(last, in_groups() + out_groups()) * Rows::kGroup;
+      for (int n = first * Rows::kGroup + threadIdx.x / 32; n < end; n += kLayerWarps) {
         copy(n);
       }
     }
   }
 
-  // The first that has no slot while nothing is used.
-  __device__ __forceinline__ int capacity() const { return 1 << a.at.slot_shift; }
+  // How many groups the ring holds, and how many there are of each product.
+  __device__ __forceinline__ int groups() const { return capacity() / Rows::kGroup; }
+  __device__ __forceinline__ int in_groups() const { return in_slots_ / Rows::kGroup; }
+  __device__ __forceinline__ int out_groups() const { return (out_slots_ + Rows::kGroup - 1) / Rows::kGroup; }
 
-  __device__ __forceinline__ void await(int n) const {
-    barrier_wait(barrier(n & (capacity() - 1)), n >> a.at.slot_shift & 1);
+  __device__ __forceinline__ void await(int group) const {
+    barrier_wait(barrier(group & (groups() - 1)), group / groups() & 1);
   }
 
   // Where a lane's first bytes of a row of a tile of in_proj are, and of out_proj.
@@ -87,7 +90,7 @@ class WeightRing {
     return (place / Rows::kOut * 2 + g % 2) * Rows::kOut + place % Rows::kOut;
   }
 
-  __device__ __forceinline__ uint32_t parameters() const { return barrier(capacity()); }
+  __device__ __forceinline__ uint32_t parameters() const { return barrier(groups()); }
 
   // What will not be copied for long, to the L2 cache. One thread does.
   __device__ __forceinline__ void prefetch_in() const {
@@ -110,6 +113,7 @@ class WeightRing {
   }
 
  private:
+  __device__ __forceinline__ int capacity() const { return 1 << a.at.slot_shift; }
   // Where copy n lies.
   __device__ __forceinline__ uint32_t slot(int n) const {
     return memory_ + a.at.ring + (n & (capacity() - 1)) * a.at.slot_bytes;
@@ -123,19 +127,21 @@ class WeightRing {
   __device__ __forceinline__ uint32_t barrier(int i) const { return memory_ + a.at.barriers + 8 * i; }
 
   __device__ __forceinline__ void copy(int n) const {
-    const uint8_t* from;
-    int bytes;
+    const uint32_t counter = barrier(n / Rows::kGroup & (groups() - 1));
+    const uint8_t* from = nullptr;
+    int bytes = 0;  // of the last group's numbers without rows
     if (n < in_slots_) {
       from = in_row(n & 1, n / 2 * Rows::kIn);
       bytes = Rows::kIn * in_bytes();
-    } else {
+    } else if (n < in_slots_ + out_slots_) {
       const int row = (n - in_slots_) * Rows::kOut;
       from = out_row(row);
       bytes = min(Rows::kOut, a.out_rows() - row) * out_bytes();
     }
-    const uint32_t counter = barrier(n & (capacity() - 1));
     barrier_expect(counter, bytes);
-    copy_bulk(slot(n), from, bytes, counter);
+    if (bytes > 0) {
+      copy_bulk(slot(n), from, bytes, counter);
+    }
   }
 
   const LayerStep& a;

@@ -115,7 +115,8 @@ class LayerRotation {
         uint32_t bits[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          bits[k] = __float_as_uint(code.encode(v[4 * word + k]) + kIntegerBias);
+          const float x = v[4 * word + k];
+          bits[k] = __float_as_uint(code.encode_straight(x == x ? x : 0.0f) + kIntegerBias);
         }
         codes[word] = pack_bytes(bits[0], bits[1], bits[2], bits[3]);
       }

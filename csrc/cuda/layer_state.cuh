@@ -195,7 +195,13 @@ class LayerState {
 
   // Words `kind` and, with four bits, the next one; codes beyond the block's meet weights of zero.
   __device__ __forceinline__ void send_part(int b, int kind, const int8_t* codes) const {
-    const auto* const word = reinterpret_cast<const uint32_t*>(codes);
+    uint32_t word[kMostOwn / 4];
+#pragma unroll
+    for (int i = 0; i < kMostOwn / 8; ++i) {
+      const uint2 two = reinterpret_cast<const uint2*>(codes)[i];
+      word[2 * i] = two.x;
+      word[2 * i + 1] = two.y;
+    }
     if constexpr (kBits == 8) {
       int sum = 0;
 #pragma unroll
@@ -263,17 +269,21 @@ class LayerState {
     const int c = min(owned(), a.own - 1);
     const uint8_t* const row = k.template parameter<uint8_t>(kDeltaWeight) + c * a.ranks * kBits / 8;
     int sum[2] = {};
-    for (int unit = part(); unit < a.ranks / 8; unit += 4) {
-      const uint2 codes = *reinterpret_cast<const uint2*>(s.dt[b] + 8 * unit);
-      if constexpr (kBits == 8) {
-        const uint2 w = *reinterpret_cast<const uint2*>(row + 8 * unit);
-        sum[0] = __dp4a(static_cast<int>(w.x), static_cast<int>(codes.x), sum[0]);
-        sum[0] = __dp4a(static_cast<int>(w.y), static_cast<int>(codes.y), sum[0]);
-      } else {
-        const int both = nibbles(*reinterpret_cast<const uint32_t*>(row + 4 * unit), codes.x, codes.y, 0);
-        const bool second = 8 * unit >> a.delta.shift != 0;
-        sum[0] += second ? 0 : both;
-        sum[1] += second ? both : 0;
+#pragma unroll
+    for (int i = 0; i < kMostRanks / 32; ++i) {
+      const int unit = part() + 4 * i;
+      if (8 * unit < a.ranks) {
+        const uint2 codes = *reinterpret_cast<const uint2*>(s.dt[b] + 8 * unit);
+        if constexpr (kBits == 8) {
+          const uint2 w = *reinterpret_cast<const uint2*>(row + 8 * unit);
+          sum[0] = __dp4a(static_cast<int>(w.x), static_cast<int>(codes.x), sum[0]);
+          sum[0] = __dp4a(static_cast<int>(w.y), static_cast<int>(codes.y), sum[0]);
+        } else {
+          const int both = nibbles(*reinterpret_cast<const uint32_t*>(row + 4 * unit), codes.x, codes.y, 0);
+          const bool second = 8 * unit >> a.delta.shift != 0;
+          sum[0] += second ? 0 : both;
+          sum[1] += second ? both : 0;
+        }
       }
     }
 #pragma unroll

@@ -125,7 +125,8 @@ struct LayerShared {
   float gate[kLayerBatch][kMostOwn];
   alignas(16) float B[kLayerBatch][kLayerStates];
   alignas(16) float C[kLayerBatch][kLayerStates];
-  float squares[kLayerBatch][kLayerWarps];
+  static constexpr int kPartsStride = 12;  // a multiple of 4 that holds kLayerWarps
+  alignas(16) float squares[kLayerBatch][kPartsStride];
   unsigned long long epoch;
 };
 

@@ -33,7 +33,7 @@ MOST_SEQUENCES = 4
 WIDTH_STEP, MOST_WIDTH = 256, 2560  # of the residual stream
 MOST_BLOCKS, OWN_STEP, MOST_OWN = 128, 8, 40  # of a launch, and channels of one
 RANK_STEP, MOST_RANKS = 8, 256
-GROUP_SIZES = (None, 128, 256, 512, 1024)
+GROUP_SIZES = (None, 128, 256, 512)
 MADE_SEGMENTS, SEGMENT_COLUMNS, MOST_SEGMENTS = 16, (128, 256), 32  # of the Hadamard transform
 # Data center GPUs since Hopper, which have the copies and the shared memory that the kernel is made of.
 CAPABILITIES = (9, 10)
