@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from exercise_inputs import FLOATS, Case, Inputs
+from exercise_layer import layer
 from exercise_linear import linear
 from exercise_pairs import pairs
 from torch import Tensor
@@ -22,7 +23,7 @@ from dualscale_mamba import ops
 # Of a Hadamard transform: order of the base, and what doubles it.
 ORDERS = ((1, 1), (1, 2), (12, 1), (12, 16), (20, 32), (28, 8), (40, 4), (12, 128), (1, 16384))
 # Which argument an operator changes in place.
-STATE = {"conv update": 2, "state update": 0, "ssd update": 0}
+STATE = {"conv update": 2, "state update": 0, "ssd update": 0, "layer step": 25}
 
 
 def elementwise(make: Inputs) -> Iterator[Case]:
@@ -220,7 +221,7 @@ def clone(argument: object) -> object:
 
 def main() -> None:
     make = Inputs(sys.argv[1] if len(sys.argv) > 1 else "cuda")
-    families = (elementwise, convolution, scan, ssd, rows, linear, pairs)
+    families = (elementwise, convolution, scan, ssd, rows, linear, pairs, layer)
     for family in [each for each in families if each.__name__ in sys.argv[2:] or not sys.argv[2:]]:
         count, worst, codes_apart = 0, 0.0, 0
         for name, function, arguments in family(make):

@@ -1,0 +1,102 @@
+// The products of a layer's step with its large weights, on the tensor cores: a tile of eight rows of weights
+// times the codes of up to four sequences. Warps share the depth, and their sums are added in shared memory.
+//
+// Of row g of a tile a lane takes the sixteen bytes at 64 s + 16 t of the steps s = warp, warp + 10, ...,
+// with g and t as in mma.cuh. As they come they are its part of the larger operand, but then half of them are
+// those of the operand's row g + 8. So the columns of the smaller operand are the sequences twice: codes that
+// belong to the first half, then codes that belong to the other one. Of the sums, row g of a column of the
+// first half and row g + 8 of the other half's are added; the rest is nothing. Sums of eight-bit weights are
+// exact; those of four-bit weights are exact within a step, which is of one group.
+#pragma once
+
+#include "layer_ring.cuh"
+#include "small_codes.cuh"
+
+namespace dualscale {
+
+template <int kBits>
+struct LayerProduct {
+  using Sum = std::conditional_t<kBits == 8, int, float>;
+  static constexpr int kLaneCodes = 16 * 8 / kBits, kCodes = 4 * kLaneCodes, kBytes = 64;  // of a step
+  static constexpr int kWords = kLaneCodes / 8;                  // of codes that a lane takes
+  static constexpr float kUnit = kBits == 8 ? 1.0f : 1.0f / 16;  // four bits lie in the high half of a byte
+  static constexpr int kPartialBytes = kLayerWarps * kTileRows * kLayerBatch * 4;  // of a tile
+
+  // One step: the lane's weights, its codes, and the scale of its row's group where weights have four bits.
+  static __device__ __forceinline__ void add(Sum (&sum)[4], const uint4& w, const uint32_t (&x)[kWords],
+                                             float scale) {
+    if constexpr (kBits == 8) {
+      const uint32_t operand[4] = {w.x, w.y, w.z, w.w};
+      multiply_add(sum, operand, x[0], x[1]);
+    } else {
+      constexpr uint32_t kHigh = 0xf0f0f0f0u;
+      const uint32_t first[4] = {w.x << 4 & kHigh, w.y << 4 & kHigh, w.x & kHigh, w.y & kHigh};
+      const uint32_t second[4] = {w.z << 4 & kHigh, w.w << 4 & kHigh, w.z & kHigh, w.w & kHigh};
+      int part[4] = {};
+      multiply_add(part, first, x[0], x[1]);
+      multiply_add(part, second, x[2], x[3]);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        sum[j] = fmaf(scale, static_cast<float>(part[j]), sum[j]);
+      }
+    }
+  }
+
+  // Sums of warps lie as (warp, row of the tile, sequence).
+  static __device__ __forceinline__ Sum* at(uint8_t* partial, int warp, int row, int sequence) {
+    return reinterpret_cast<Sum*>(partial) + (warp * kTileRows + row) * kLayerBatch + sequence;
+  }
+
+  // Hands on this warp's.
+  static __device__ __forceinline__ void store(const Sum (&sum)[4], uint8_t* partial) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    Sum pair[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      pair[j] = t < 2 ? sum[j] : sum[2 + j];
+      pair[j] += __shfl_xor_sync(0xffffffffu, pair[j], 2);
+    }
+    if (t < 2) {
+      memcpy(at(partial, threadIdx.x / 32, g, 2 * t), pair, sizeof(pair));
+    }
+  }
+
+  // One of them, of all warps.
+  static __device__ __forceinline__ Sum total(uint8_t* partial, int row, int sequence) {
+    Sum sum = 0;
+#pragma unroll
+    for (int warp = 0; warp < kLayerWarps; ++warp) {
+      sum += *at(partial, warp, row, sequence);
+    }
+    if constexpr (kBits == 4) {
+      sum *= kUnit;
+    }
+    return sum;
+  }
+
+#if defined(DUALSCALE_BULK)
+  // A lane's codes of step s, of the row of its sequence; of those beyond the batch the last one's.
+  static __device__ __forceinline__ void load_codes(uint32_t rows, int stride, int batch, int s,
+                                                    uint32_t (&x)[kWords]) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, half = g / kLayerBatch;
+    const uint32_t from = rows + min(g % kLayerBatch, batch - 1) * stride + s * kCodes + t * kLaneCodes;
+    if constexpr (kBits == 8) {  // words 0 and 2, or 1 and 3
+      x[0] = load_shared_word(from + 4 * half);
+      x[1] = load_shared_word(from + 4 * half + 8);
+    } else {  // of the low and high halves of the words of weights 0, or 1; and of 2, or 3
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        x[i] = load_shared_word(from + 8 * half + 16 * (i / 2) + 4 * (i % 2));
+      }
+    }
+  }
+
+  // The scale of a step's group; eight-bit weights have none.
+  static __device__ __forceinline__ float scale_of(const __half* scales, const LayerGroups& groups, int row,
+                                                   int step) {
+    return kBits == 8 ? 0.0f : __half2float(scales[row * groups.count + (step * kCodes >> groups.shift)]);
+  }
+#endif
+};
+
+}  // namespace dualscale
