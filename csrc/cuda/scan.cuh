@@ -16,9 +16,8 @@
 #pragma once
 
 #include "scan_copies.cuh"
-
-#include "ssm.cuh"
 #include "scan_selectors.cuh"
+#include "ssm.cuh"
 
 namespace dualscale {
 

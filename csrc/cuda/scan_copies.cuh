@@ -30,13 +30,6 @@ struct alignas(16) Stream {
   }
 };
 
-// threadIdx.x, read anew: what follows from it shall not be kept in registers during the recurrence.
-__device__ __forceinline__ int thread_anew() {
-  int thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return thread;
-}
-
 // Copies are counted in groups, one a tile: all but the latest kOpen groups of this thread have arrived.
 __device__ __forceinline__ void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

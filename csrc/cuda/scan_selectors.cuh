@@ -7,6 +7,13 @@
 
 namespace dualscale {
 
+// threadIdx.x, read anew: what follows from it shall not be kept in registers during the recurrence.
+__device__ __forceinline__ int thread_anew() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 // A warp's place: its first channel may lie past the last.
 struct ScanPlace {
   int64_t batch, channel, channels;
