@@ -168,7 +168,7 @@ __device__ __forceinline__ void multiply_some(const Epilogue& e, const SomeWork&
     const int64_t row = work.row(tile), column = work.column(tile);
     const TilePlace place(e, grid.rows, row, column, grid.groups * kGroupRows, grid.width);
     const Parts<kColumns, kKnee> parts(grid, m.ring + grid.sums_at, barriers + 2 * grid.stages * 8, work.part,
-                                       place);
+                                       work.neighbour * grid.parts, place);
     parts.expect();
     const NextColumn<int32_t, kColumns, kKnee> next(e, parameters.columns, column, thread, grid.width);
     const ResultCode code{e.code.rows ? output_knee(e, column) : Knee{}, true};
