@@ -179,8 +179,8 @@ __device__ __forceinline__ void multiply_some(const Epilogue& e, const SomeWork&
     m.sum_steps();
     const bool same = all_of(next.same, 1, threads);  // and the parameters are there
     ResultCode{code.first, same}.choose(e, [&](auto encoding) {
-      parts.template finish<decltype(encoding)::value>(e, parameters, ResultCode{code.first, same}, m.sums, place,
-                                                       term.turned);
+      parts.template finish<decltype(encoding)::value>(e, parameters, ResultCode{code.first, same}, m.sums,
+                                                       place, term.turned);
     });
     all_of(true, 1, threads);  // the parameters have been read before the next tile's are written
   }
