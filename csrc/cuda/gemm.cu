@@ -22,11 +22,13 @@ void launch(const ManyRows& p, const Epilogue& e, int device, cudaStream_t strea
   grid.group_steps = static_cast<int>(std::max<int64_t>(p.group_size / kLineBytes, 1));
   grid.groups = p.group_size ? ceil_div(p.depth, p.group_size) : 0;
   const int cluster = grid.cluster_rows * grid.cluster_columns;
-  const int64_t tiles = ceil_div(grid.row_tiles, grid.cluster_rows) * ceil_div(grid.column_tiles, grid.cluster_columns);
+  const int64_t tiles =
+      ceil_div(grid.row_tiles, grid.cluster_rows) * ceil_div(grid.column_tiles, grid.cluster_columns);
   const int64_t room = clusters_of_device(kernel, cluster, kGemmThreads, G::kShared, device);
   const CUtensorMap x = map_of_codes(p.x, p.rows, p.depth, p.x_stride, kGroupRows);
   const CUtensorMap weight = map_of_codes(p.weight, e.columns, p.depth, p.depth, kColumns / 2);
-  const ClusterLaunch launch(std::clamp<int64_t>(room, 1, tiles) * cluster, cluster, kGemmThreads, G::kShared, stream);
+  const ClusterLaunch launch(std::clamp<int64_t>(room, 1, tiles) * cluster, cluster, kGemmThreads, G::kShared,
+                             stream);
   STD_CUDA_CHECK(cudaLaunchKernelEx(&launch.config, kernel, x, weight, e, grid));
 }
 

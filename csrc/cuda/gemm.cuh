@@ -2,8 +2,8 @@
 //
 // A block computes tiles of 128 rows one after another. One of its three groups of four warps copies steps of
 // 128 codes of x and of the weights into shared memory, several steps ahead; the other two multiply. They are
-// two teams, which take tiles in turn, so that one finishes its sums while the other keeps the tensor cores at
-// work; or one team, each with 64 rows of the same tile. Blocks of a cluster have neighbouring tiles: each
+// two teams, which take tiles in turn, so that one finishes its sums while the other keeps the tensor cores
+// at work; or one team, each with 64 rows of the same tile. Blocks of a cluster have neighbouring tiles: each
 // copies half of the rows, or of the weights, that it has in common with another, for both, because it is the
 // second level of the cache that would run dry first.
 //
@@ -14,12 +14,11 @@
 
 #include "ahead.cuh"
 #include "gemm_finish.cuh"
+#include "gemm_tiles.cuh"
 
 namespace dualscale {
 
-constexpr int kTileRows = 128;
 constexpr int kGemmThreads = 3 * 128;
-constexpr int kGroupedTiles = 8;  // of a cluster, above each other, before the next columns' weights
 constexpr int kMostBytes = 227 * 1024;
 
 // kFlush: products after which a group may end (1, 2 or 4), or 0 where a column has one scale.
@@ -29,9 +28,9 @@ struct Gemm {
   static constexpr bool kBeyond = kKnee && kFlush == 0;
   using Parameters = Columns<Sum, kColumns, kBeyond>;  // of a team
   static constexpr int kTeamCount = kTeams, kTileColumns = kColumns;
-  static constexpr int kTiles = kTeams;              // of 64 rows, that a group of warps multiplies
-  static constexpr int kTeamWarps = 8 / kTeams;      // that finish a tile
-  static constexpr int kSums = kColumns / 2;         // of a thread and 64 rows
+  static constexpr int kTiles = kTeams;          // of 64 rows, that a group of warps multiplies
+  static constexpr int kTeamWarps = 8 / kTeams;  // that finish a tile
+  static constexpr int kSums = kColumns / 2;     // of a thread and 64 rows
   static constexpr int kRowBytes = kTileRows * kLineBytes, kColumnBytes = kColumns * kLineBytes;
   static constexpr int kStageBytes = kRowBytes + kColumnBytes;
   static constexpr int kPieces = 8 * kPieceBytes * (kBeyond ? 2 : 1);  // a place for each warp
@@ -42,98 +41,7 @@ struct Gemm {
   static constexpr int kShared = kBarriersAt + (2 * kStages + kTeams) * 8;
 };
 
-struct Grid {
-  int64_t rows;
-  int steps, row_tiles, column_tiles;
-  int cluster_rows, cluster_columns;  // tiles of a cluster: 1 or 2
-  const float* group_scale;
-  int64_t padded_columns;
-  int group_steps;  // of a group that takes whole steps
-  int64_t groups;
-};
-
 #if defined(DUALSCALE_HOPPER)
-
-// Where a block stands in its cluster.
-struct Seat {
-  int row, column;
-  int listener;  // the block that this lane tells of an empty stage, or none
-
-  __device__ __forceinline__ explicit Seat(const Grid& grid) : row(0), column(0), listener(-1) {
-    const int lane = threadIdx.x % 32, rank = static_cast<int>(cluster_rank());
-    row = rank % grid.cluster_rows;
-    column = rank / grid.cluster_rows;
-    if (lane == 0) {
-      listener = rank;
-    } else if (lane == 1 && grid.cluster_columns > 1) {
-      listener = row + (1 - column) * grid.cluster_rows;
-    } else if (lane == 2 && grid.cluster_rows > 1) {
-      listener = 1 - row + column * grid.cluster_rows;
-    }
-  }
-  // How many blocks tell this one.
-  static __device__ __forceinline__ int tellers(const Grid& grid) {
-    return grid.cluster_rows + grid.cluster_columns - 1;
-  }
-};
-
-// Where a tile lies: groups of row tiles, in each of them column by column.
-struct Tile {
-  int row, column;
-
-  static __device__ __forceinline__ int across(const Grid& grid) {
-    return (grid.column_tiles + grid.cluster_columns - 1) / grid.cluster_columns;
-  }
-  static __device__ __forceinline__ int down(const Grid& grid) {
-    return (grid.row_tiles + grid.cluster_rows - 1) / grid.cluster_rows;
-  }
-  static __device__ __forceinline__ Tile of(const Grid& grid, int index, const Seat& seat) {
-    const int in_group = kGroupedTiles * across(grid), first = index / in_group * kGroupedTiles;
-    const int height = min(kGroupedTiles, down(grid) - first), rest = index % in_group;
-    return {(first + rest % height) * grid.cluster_rows + seat.row,
-            rest / height * grid.cluster_columns + seat.column};
-  }
-  static __device__ __forceinline__ int first(const Grid& grid) {
-    return blockIdx.x / (grid.cluster_rows * grid.cluster_columns);
-  }
-  static __device__ __forceinline__ int stride(const Grid& grid) {
-    return gridDim.x / (grid.cluster_rows * grid.cluster_columns);
-  }
-  static __device__ __forceinline__ int count(const Grid& grid) { return across(grid) * down(grid); }
-};
-
-// Copies the steps of all tiles of the block, as far ahead as there is room. A half that two blocks have in
-// common comes from the one whose seat has its number.
-template <class G>
-__device__ __forceinline__ void copy_tiles(const CUtensorMap* x, const CUtensorMap* weight, const Grid& grid,
-                                           uint8_t* memory) {
-  const uint32_t tiles = shared_address(memory), barriers = tiles + G::kBarriersAt;
-  constexpr int kRowHalf = G::kRowBytes / 2, kColumnHalf = G::kColumnBytes / 2;
-  const Seat seat(grid);
-  const bool share_rows = grid.cluster_columns > 1, share_columns = grid.cluster_rows > 1;
-  const auto to_row = static_cast<uint16_t>(share_rows ? (1u | 1u << grid.cluster_rows) << seat.row : 0);
-  const auto to_column = static_cast<uint16_t>(share_columns ? 3u << seat.column * grid.cluster_rows : 0);
-  Place place{0, 1};
-  for (int index = Tile::first(grid); index < Tile::count(grid); index += Tile::stride(grid)) {
-    const Tile tile = Tile::of(grid, index, seat);
-    for (int step = 0; step < grid.steps; ++step) {
-      const uint32_t full = barriers + place.stage * 8, to = tiles + place.stage * G::kStageBytes;
-      barrier_wait(barriers + (G::kStages + place.stage) * 8, place.phase);
-      barrier_expect(full, G::kStageBytes);
-      for (int half = 0; half < 2; ++half) {
-        if (!share_rows || half == seat.column) {
-          copy_box(to + half * kRowHalf, x, full, step * kLineBytes, tile.row * kTileRows + half * kGroupRows,
-                   to_row);
-        }
-        if (!share_columns || half == seat.row) {
-          copy_box(to + G::kRowBytes + half * kColumnHalf, weight, full, step * kLineBytes,
-                   tile.column * G::kTileColumns + half * G::kTileColumns / 2, to_column);
-        }
-      }
-      place.advance(G::kStages);
-    }
-  }
-}
 
 // The scales of a group for the columns of this thread, fetched before they are needed.
 template <int kSums>
@@ -226,7 +134,8 @@ struct Multiplier {
       for (int first = 0; first < kProducts; first += kPart) {
 #pragma unroll
         for (int tile = 0; tile < G::kTiles; ++tile) {
-          sums[tile].template start<kPart>(rows(tile), stage() + G::kRowBytes, first, term, step > 0 || first > 0);
+          sums[tile].template start<kPart>(rows(tile), stage() + G::kRowBytes, first, term,
+                                           step > 0 || first > 0);
         }
         products_wait<G::kTiles>();
         if (step > 0 && first == 0) {
@@ -275,7 +184,7 @@ struct Multiplier {
   // This thread's sums of the n-th piece to shared memory.
   __device__ __forceinline__ void put(uint32_t piece, int n) const {
     constexpr int kAcross = G::kTileColumns / kChunkColumns;
-    const auto store = [&](int offset, const int32_t(&v)[2]) { store_pair(piece + offset, v); };
+    const auto store = [&](int offset, const int32_t (&v)[2]) { store_pair(piece + offset, v); };
     with_number<G::kTiles * kAcross>(n, [&](auto number) {
       constexpr int i = decltype(number)::value, first = i % kAcross * kPieceSums;
       if constexpr (kFlush > 0) {
@@ -285,13 +194,13 @@ struct Multiplier {
       }
       if constexpr (G::kBeyond) {
         each_pair(sums[i / kAcross].beyond + first,
-                  [&](int offset, const int32_t(&v)[2]) { store_pair(piece + kPieceBytes + offset, v); });
+                  [&](int offset, const int32_t (&v)[2]) { store_pair(piece + kPieceBytes + offset, v); });
       }
     });
   }
 
-  // Scales and encodes a piece, of which this lane has eight columns of two rows: both at once, or with a knee
-  // one after the other.
+  // Scales and encodes a piece, of which this lane has eight columns of two rows: both at once, or with a
+  // knee one after the other.
   template <Encoding kEncoding>
   __device__ __forceinline__ void finish_piece(const Epilogue& e, const typename G::Parameters& columns,
                                                const ResultCode& code, uint32_t piece, const TilePlace& tile,
@@ -315,12 +224,14 @@ struct Multiplier {
   // Scales and encodes the sums of a tile.
   template <Encoding kEncoding>
   __device__ __forceinline__ void finish(const Epilogue& e, const typename G::Parameters& columns,
-                                         const ResultCode& code, uint32_t place, const TilePlace& tile) const {
+                                         const ResultCode& code, uint32_t place,
+                                         const TilePlace& tile) const {
     constexpr int kAcross = G::kTileColumns / kChunkColumns;
     const int lane = threadIdx.x % 32, first_row = (threadIdx.x / 32 - 4) % G::kTeamWarps * 16;
     EightResults at(e, tile, first_row + lane / 4, lane % 4 * 8);
 #pragma unroll 1
-    for (int n = 0; first_row + n / kAcross * kGroupRows < tile.rows && n < G::kTiles * kAcross; n += kAcross) {
+    for (int n = 0; first_row + n / kAcross * kGroupRows < tile.rows && n < G::kTiles * kAcross;
+         n += kAcross) {
       if (e.row_scale != nullptr) {
         at.row_scale[0] = e.row_scale[tile.row + min(at.row, tile.rows - 1)];
         at.row_scale[1] = e.row_scale[tile.row + min(at.row + 8, tile.rows - 1)];
@@ -346,12 +257,14 @@ __device__ __forceinline__ void multiply_tiles(const Epilogue& e, const Grid& gr
   using G = Gemm<kTeams, kColumns, kKnee, kFlush>;
   using Next = NextColumn<typename G::Sum, kColumns, G::kBeyond>;
   constexpr int kTeamThreads = 32 * G::kTeamWarps, kEach = (kColumns + kTeamThreads - 1) / kTeamThreads;
-  const int warp = threadIdx.x / 32 - 4, team = kTeams > 1 ? warp / 4 : 0, thread = (threadIdx.x - 128) % kTeamThreads;
+  const int warp = threadIdx.x / 32 - 4, team = kTeams > 1 ? warp / 4 : 0,
+            thread = (threadIdx.x - 128) % kTeamThreads;
   auto& columns = reinterpret_cast<typename G::Parameters*>(memory + G::kParametersAt)[team];
   const uint32_t tiles = shared_address(memory), barriers = tiles + G::kBarriersAt,
                  piece = tiles + G::kPiecesAt + warp * (G::kPieces / 8);
   const KneeTerm term = kKnee ? KneeTerm::of(e.x_code) : KneeTerm{};
-  Multiplier<G, kKnee, kFlush> m{grid, tiles, barriers, Seat(grid).listener, term, {barriers + 2 * G::kStages * 8, team, 0}};
+  Multiplier<G, kKnee, kFlush> m{
+      grid, tiles, barriers, Seat(grid).listener, term, {barriers + 2 * G::kStages * 8, team, 0}};
   m.place.skip(team * grid.steps, G::kStages);
   for (int index = Tile::first(grid) + team * Tile::stride(grid); index < Tile::count(grid);
        index += kTeams * Tile::stride(grid)) {
@@ -366,7 +279,8 @@ __device__ __forceinline__ void multiply_tiles(const Epilogue& e, const Grid& gr
     }
     first.set(e);
     second.set(e);
-    const TilePlace place(e, grid.rows, static_cast<int64_t>(tile.row) * kTileRows, column, kTileRows, kColumns);
+    const TilePlace place(e, grid.rows, static_cast<int64_t>(tile.row) * kTileRows, column, kTileRows,
+                          kColumns);
     const ResultCode code{e.code.rows ? output_knee(e, column) : Knee{},
                           all_of(first.same && second.same, 1 + team, kTeamThreads)};
     code.choose(e, [&](auto encoding) {

@@ -56,8 +56,8 @@ struct NextColumn {
   int n;
   bool is_one, same = true;  // whether the column has the output code of the first
 
-  __device__ __forceinline__ NextColumn(const Epilogue& e, Columns<Sum, kColumns, kKnee>& columns, int64_t first,
-                                        int n, int count)
+  __device__ __forceinline__ NextColumn(const Epilogue& e, Columns<Sum, kColumns, kKnee>& columns,
+                                        int64_t first, int n, int count)
       : columns(columns), n(n), is_one(n < count) {
     if (!is_one) {
       return;
@@ -85,14 +85,15 @@ struct NextColumn {
   __device__ __forceinline__ void set(const Epilogue& e) const {
     if (is_one) {
       wait_for_copies();
-      columns.set(n, Column<Sum>::of(e, {e.weight_scale ? columns.scale[n] : 1.0f, e.bias ? columns.bias[n] : 0.0f,
-                                         e.x_code ? columns.zero[n] : Sum{0}}));
+      columns.set(
+          n, Column<Sum>::of(e, {e.weight_scale ? columns.scale[n] : 1.0f, e.bias ? columns.bias[n] : 0.0f,
+                                 e.x_code ? columns.zero[n] : Sum{0}}));
     }
   }
 };
 
-// How values become codes: not at all, by one code for all columns, without a knee or any, or by each column's
-// own.
+// How values become codes: not at all, by one code for all columns, without a knee or any, or by each
+// column's own.
 enum class Encoding { kNone, kStraight, kShared, kOwn };
 
 template <Encoding kEncoding>

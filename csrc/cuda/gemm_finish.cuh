@@ -15,8 +15,8 @@ constexpr int kPieceBytes = 32 * kPieceSums * 4;
 #if defined(DUALSCALE_HOPPER)
 
 // Where in a piece two sums lie, columns 2 q and 2 q + 1 of a row and of eight columns: lane 4 g + q of the
-// product has them of rows g and g + 8. Neither its writers, a row's four lanes side by side, nor its readers,
-// who take one q of four rows and all four eights, meet in a bank.
+// product has them of rows g and g + 8. Neither its writers, a row's four lanes side by side, nor its
+// readers, who take one q of four rows and all four eights, meet in a bank.
 __device__ __forceinline__ int offset_in_piece(int eight, int row, int q) {
   return eight * 512 + row * 32 + ((q + eight) & 3) * 8;
 }
@@ -33,8 +33,8 @@ __device__ __forceinline__ void each_pair(const Sum* sums, F&& f) {
   }
 }
 
-// A lane has eight columns, from the 8 (lane % 4)-th on, of rows lane / 4 and lane / 4 + 8 of a piece, of both at
-// once or of one after the other: with a knee the registers do not suffice for both.
+// A lane has eight columns, from the 8 (lane % 4)-th on, of rows lane / 4 and lane / 4 + 8 of a piece, of
+// both at once or of one after the other: with a knee the registers do not suffice for both.
 template <int kCount, class Sum>
 __device__ __forceinline__ void add_eights(uint32_t piece, int row, Sum (&total)[kCount]) {
 #pragma unroll
@@ -57,9 +57,9 @@ __device__ __forceinline__ void with_number(int n, F&& f) {
       f(number);
     }
   };
-#define DUALSCALE_CASE(i)                   \
-  case i:                                   \
-    go(std::integral_constant<int, i>{});   \
+#define DUALSCALE_CASE(i)                 \
+  case i:                                 \
+    go(std::integral_constant<int, i>{}); \
     break;
   switch (n) {
     DUALSCALE_CASE(0)
@@ -94,8 +94,8 @@ __device__ __forceinline__ void store_whole(void* to, int64_t offset, const floa
 }
 
 // Eight columns of a row, of which `valid` exist: all of them where rows begin at multiples of eight.
-__device__ __forceinline__ void store_eight_of(const Epilogue& e, Kind kind, int64_t offset, const float (&x)[8],
-                                               int valid) {
+__device__ __forceinline__ void store_eight_of(const Epilogue& e, Kind kind, int64_t offset,
+                                               const float (&x)[8], int valid) {
   if (e.columns % 8 != 0) {
     store_eight<false>(e.y, kind, offset, x, false, valid);
   } else if (kind == Kind::kCodes) {
@@ -137,9 +137,10 @@ struct EightResults {
 };
 
 template <Encoding kEncoding, bool kKnee, int kCount, class Sum, class Columns>
-__device__ __forceinline__ void finish_eights(const Epilogue& e, const Columns& columns, const ResultCode& code,
-                                              const Sum (&sum)[kCount], const Sum (&beyond)[kCount], bool turned,
-                                              const TilePlace& tile, const EightResults& at) {
+__device__ __forceinline__ void finish_eights(const Epilogue& e, const Columns& columns,
+                                              const ResultCode& code, const Sum (&sum)[kCount],
+                                              const Sum (&beyond)[kCount], bool turned, const TilePlace& tile,
+                                              const EightResults& at) {
   float v[kCount];
   const auto find = [&](auto is_turned) {
 #pragma unroll
@@ -163,8 +164,8 @@ __device__ __forceinline__ void finish_eights(const Epilogue& e, const Columns& 
     float eight[8];
     memcpy(eight, v + half * 8, sizeof(eight));
     if (row < tile.rows) {
-      store_eight_of(e, kEncoding == Encoding::kNone ? e.kind : Kind::kCodes,
-                     at.first + half * 8 * e.columns, eight, min(tile.columns - at.column, 8));
+      store_eight_of(e, kEncoding == Encoding::kNone ? e.kind : Kind::kCodes, at.first + half * 8 * e.columns,
+                     eight, min(tile.columns - at.column, 8));
     }
   }
 }

@@ -29,9 +29,9 @@ struct SomeParameters {
 
 #if defined(DUALSCALE_HOPPER)
 
-// With parts, the n-th piece is finished by block n % parts of the cluster, which has places for it, one a
-// part; else by the warp that has its sums, which go through the warp's only place. Each exists twice with a
-// knee.
+// With parts, the n-th piece is finished by the block that has part n % parts of the same columns, which has
+// places for it, one a part; else by the warp that has its sums, which go through the warp's only place. Each
+// exists twice with a knee.
 template <int kColumns, bool kKnee>
 struct Parts {
   static constexpr int kPieces = kColumns / kChunkColumns;  // side by side, at most
@@ -39,11 +39,12 @@ struct Parts {
 
   const SomeGrid& grid;
   uint32_t memory, barrier;
-  int part, across, count;  // of the block; pieces side by side; all pieces
+  int part, first_block;  // of the block; of the cluster's blocks that have the same columns
+  int across, count;      // pieces side by side; all pieces
 
   __device__ __forceinline__ Parts(const SomeGrid& grid, uint32_t memory, uint32_t barrier, int part,
-                                   const TilePlace& tile)
-      : grid(grid), memory(memory), barrier(barrier), part(part) {
+                                   int first_block, const TilePlace& tile)
+      : grid(grid), memory(memory), barrier(barrier), part(part), first_block(first_block) {
     across = (grid.width + kChunkColumns - 1) / kChunkColumns;
     count = across * ((tile.rows + 15) / 16);
   }
@@ -67,10 +68,10 @@ struct Parts {
     with_number<kPieces>(n % across, [&](auto number) {
       constexpr int first = decltype(number)::value * kPieceSums;
       each_pair(sums.plain + first,
-                [&](int offset, const int32_t(&v)[2]) { store_pair(place(n, 0, 0) + offset, v); });
+                [&](int offset, const int32_t (&v)[2]) { store_pair(place(n, 0, 0) + offset, v); });
       if constexpr (kKnee) {
         each_pair(sums.beyond + first,
-                  [&](int offset, const int32_t(&v)[2]) { store_pair(place(n, 0, 1) + offset, v); });
+                  [&](int offset, const int32_t (&v)[2]) { store_pair(place(n, 0, 1) + offset, v); });
       }
     });
   }
@@ -79,14 +80,16 @@ struct Parts {
   __device__ __forceinline__ void send(const Sums<kColumns, kKnee>& sums) const {
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
-      const int n = threadIdx.x / 32 * across + piece, owner = n % grid.parts;
+      const int n = threadIdx.x / 32 * across + piece, owner = first_block + n % grid.parts;
       if (piece < across && n < count) {
-        const uint32_t to = address_in_block(place(n, part, 0), owner), arrived = address_in_block(barrier, owner);
+        const uint32_t to = address_in_block(place(n, part, 0), owner),
+                       arrived = address_in_block(barrier, owner);
         each_pair(sums.plain + piece * kPieceSums,
-                  [&](int offset, const int32_t(&v)[2]) { send_pair(to + offset, v, arrived); });
+                  [&](int offset, const int32_t (&v)[2]) { send_pair(to + offset, v, arrived); });
         if constexpr (kKnee) {
-          each_pair(sums.beyond + piece * kPieceSums,
-                    [&](int offset, const int32_t(&v)[2]) { send_pair(to + kPieceBytes + offset, v, arrived); });
+          each_pair(sums.beyond + piece * kPieceSums, [&](int offset, const int32_t (&v)[2]) {
+            send_pair(to + kPieceBytes + offset, v, arrived);
+          });
         }
       }
     }

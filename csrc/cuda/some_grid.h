@@ -8,10 +8,10 @@
 
 namespace dualscale {
 
-constexpr int kMostCluster = 8;      // blocks, on any chip
+constexpr int kMostCluster = 8;  // blocks, on any chip
 constexpr int kMostRowsOfBlock = 128;
-constexpr int kWidthUnit = 8;        // columns, eight rows of a tile in shared memory
-constexpr int kHalfBytes = 112 * 1024;  // of shared memory, so that two blocks fit a processor, ...
+constexpr int kWidthUnit = 8;            // columns, eight rows of a tile in shared memory
+constexpr int kHalfBytes = 112 * 1024;   // of shared memory, so that two blocks fit a processor, ...
 constexpr int kWholeBytes = 224 * 1024;  // ... or one, where a step has many rows of x
 constexpr int kFewStages = 4, kMostStages = 24;
 constexpr int kSumsBytes = 16 * 32 * 4;  // of a warp's 16 rows and 32 columns
@@ -39,9 +39,9 @@ struct ClusterRoom {
 constexpr int columns_of_kernel(int width) { return (width + 31) / 32 * 32; }
 constexpr int most_width(bool knee) { return knee ? 64 : 128; }
 
-// Nanoseconds. A product takes as long as its bytes from memory, from the second level of the cache, which all
-// processors share, through the port of a processor, or its sums on the tensor cores, each alone; where two of
-// them take alike they are in each other's way, hence the fourth root of a sum of fourth powers.
+// Nanoseconds. A product takes as long as its bytes from memory, from the second level of the cache, which
+// all processors share, through the port of a processor, or its sums on the tensor cores, each alone; where
+// two of them take alike they are in each other's way, hence the fourth root of a sum of fourth powers.
 struct SomeTime {
   static constexpr double kMemoryBytes = 4100, kCacheBytes = 5500, kPortBytes = 70;  // a nanosecond
   static constexpr double kSharedBytes = 128, kClock = 1.76;                         // a cycle; cycles
@@ -68,9 +68,11 @@ inline SomeLayout lay_out(const SomeShape& p, const SomeCut& cut) {
   const int x_rows = static_cast<int>(std::min<int64_t>(over(p.rows, 8) * 8, 64 * cut.groups));
   l.x_bytes = x_rows * 128;
   l.step_bytes = l.x_bytes + cut.width * 128;
-  // Products read 64 rows a group and all columns of the kernel: there is room for them, though nothing comes.
+  // Products read 64 rows a group and all columns of the kernel: there is room for them, though nothing
+  // comes.
   l.stage_bytes = std::max(l.x_bytes + columns * 128, cut.groups * 64 * 128);
-  // Alone, each warp has a place for one piece; the parts of the depth have places for all that come together.
+  // Alone, each warp has a place for one piece; the parts of the depth have places for all that come
+  // together.
   const int pieces = static_cast<int>(over(x_rows, 16)) * columns / 32;
   const int places = cut.parts > 1 ? static_cast<int>(over(pieces, cut.parts)) * cut.parts : warps;
   const int sums = places * kSumsBytes * (p.knee ? 2 : 1);
@@ -94,7 +96,8 @@ inline double time_of(const SomeShape& p, const SomeCut& cut, const ClusterRoom&
   const int64_t needed = row_tiles * over(column_tiles, cut.neighbours);
   const int64_t clusters = std::max(room.clusters[cut.cluster()], 1), rounds = over(needed, clusters);
   const SomeLayout layout = lay_out(p, cut);
-  if (room.clusters[cut.cluster()] == 0 || layout.stages < std::min<int64_t>(2, steps) || cut.parts > steps || cut.neighbours > column_tiles || (cut.parts > 1 && rounds > 1)) {
+  if (room.clusters[cut.cluster()] == 0 || layout.stages < std::min<int64_t>(2, steps) || cut.parts > steps ||
+      cut.neighbours > column_tiles || (cut.parts > 1 && rounds > 1)) {
     return std::numeric_limits<double>::infinity();
   }
   const double blocks = static_cast<double>(std::min(needed, clusters) * cut.cluster());
@@ -103,7 +106,8 @@ inline double time_of(const SomeShape& p, const SomeCut& cut, const ClusterRoom&
   const double steps_of_block = static_cast<double>(rounds * over(steps, cut.parts));
   // Where not all of a block is under way at once, its stages are what memory can bring in its latency.
   const bool is_whole = rounds * over(steps, cut.parts) <= layout.stages;
-  const double port = std::max((x + weights) / T::kPortBytes, is_whole ? 0.0 : T::kLatency / (layout.stages - 1));
+  const double port =
+      std::max((x + weights) / T::kPortBytes, is_whole ? 0.0 : T::kLatency / (layout.stages - 1));
   const double cache = blocks * (x / cut.neighbours + weights) / T::kCacheBytes;
   const double product = std::max(columns / 2.0, (64.0 + columns) * 32 / T::kSharedBytes);
   const double tensor = 4.0 * cut.groups * products * product / T::kClock;
@@ -122,8 +126,8 @@ inline double time_of(const SomeShape& p, const SomeCut& cut, const ClusterRoom&
   return (stream + end + exchange) * (1.0 + T::kCluster * cut.cluster());
 }
 
-// The same of tiles of many rows in clusters of four (gemm.cuh), whose steps are bound by the tensor cores and
-// the shared memory that feeds them, and whose ends two teams share but with a knee.
+// The same of tiles of many rows in clusters of four (gemm.cuh), whose steps are bound by the tensor cores
+// and the shared memory that feeds them, and whose ends two teams share but with a knee.
 inline double time_of_many(const SomeShape& p, const ClusterRoom& room) {
   const int64_t rows = 128, columns = p.knee ? 96 : 160;
   const double shared = p.knee ? 480 : 417, end = p.knee ? 1500 : 0, least = 1500, rest = 3000;

@@ -66,7 +66,8 @@ void launch(const ManyRows& p, const Epilogue& e, const SomeCut& cut, int device
   grid.sums_at = layout.sums_at;
   grid.parameters_at = layout.parameters_at;
   grid.barriers_at = layout.barriers_at;
-  grid.constant_weight = p.constant_weight;
+  // Only where there is room beside the kernel before.
+  grid.constant_weight = p.constant_weight && layout.bytes <= kHalfBytes;
   const CUtensorMap x = map_of_codes(p.x, p.rows, p.depth, p.x_stride, layout.x_bytes / kLineBytes);
   const CUtensorMap weight = map_of_codes(p.weight, e.columns, p.depth, p.depth, cut.width);
   // With parts, each cluster has one tile; else they take tiles one after another.

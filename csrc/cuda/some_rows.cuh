@@ -168,7 +168,7 @@ __device__ __forceinline__ void multiply_some(const Epilogue& e, const SomeWork&
     const int64_t row = work.row(tile), column = work.column(tile);
     const TilePlace place(e, grid.rows, row, column, grid.groups * kGroupRows, grid.width);
     const Parts<kColumns, kKnee> parts(grid, m.ring + grid.sums_at, barriers + 2 * grid.stages * 8, work.part,
-                                       place);
+                                       work.neighbour * grid.parts, place);
     parts.expect();
     const NextColumn<int32_t, kColumns, kKnee> next(e, parameters.columns, column, thread, grid.width);
     const ResultCode code{e.code.rows ? output_knee(e, column) : Knee{}, true};
@@ -179,8 +179,8 @@ __device__ __forceinline__ void multiply_some(const Epilogue& e, const SomeWork&
     m.sum_steps();
     const bool same = all_of(next.same, 1, threads);  // and the parameters are there
     ResultCode{code.first, same}.choose(e, [&](auto encoding) {
-      parts.template finish<decltype(encoding)::value>(e, parameters, ResultCode{code.first, same}, m.sums, place,
-                                                       term.turned);
+      parts.template finish<decltype(encoding)::value>(e, parameters, ResultCode{code.first, same}, m.sums,
+                                                       place, term.turned);
     });
     all_of(true, 1, threads);  // the parameters have been read before the next tile's are written
   }

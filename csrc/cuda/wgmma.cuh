@@ -87,9 +87,10 @@ __device__ __forceinline__ uint32_t address_in_block(uint32_t address, uint32_t 
 
 // Two words to an address in a block of the cluster, whose barrier counts the bytes.
 __device__ __forceinline__ void send_pair(uint32_t to, const int32_t (&v)[2], uint32_t barrier) {
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to),
-               "r"(v[0]), "r"(v[1]), "r"(barrier)
-               : "memory");
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to),
+      "r"(v[0]), "r"(v[1]), "r"(barrier)
+      : "memory");
 }
 
 // Two words to and from shared memory.
