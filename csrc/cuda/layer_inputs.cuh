@@ -1,7 +1,7 @@
 // The first half of a layer's step: norm, in_proj, convolution. Every phase ends with a barrier of the block.
 #pragma once
 
-#include "conv.cuh"
+#include "conv_results.cuh"
 #include "layer_exchange.cuh"
 #include "layer_product.cuh"
 #include "rows.cuh"
@@ -173,6 +173,7 @@ class LayerInputs {
 
   // u of this block's channels; the window of inputs is shifted in place.
   __device__ __forceinline__ void convolve() {
+    const uint32_t lanes = __ballot_sync(0xffffffffu, convolves());
     if (convolves()) {
       const int b = sequence(), c = channel();
       const ConvParameters parameters{k.parameter(kXCode),
@@ -182,24 +183,30 @@ class LayerInputs {
                                       a.taps,
                                       a.own,
                                       true};
-      const Convolution<int8_t, false> conv(parameters, c, 1, true);
+      const Convolution<int8_t, false> conv(parameters, c, 1, true, nullptr);
       const KneeResult<1> result(parameters.code, nullptr, c, 1);
       window_[kMaxTaps - 1] = static_cast<uint8_t>(s.x[b][c]);
-      float value[kMaxTaps] = {};
+      ConvSums sums = conv.start();
+      float sum[kConvVector];
 #pragma unroll
       for (int tap = 0; tap < kMaxTaps; ++tap) {
         const int row = tap - (kMaxTaps - a.taps);
         if (row >= 0) {
           float eight[kConvVector];
-          conv.values(Raw<int8_t, kConvVector>{{window_[tap], 0}}, eight);
-          value[tap] = eight[0];
+          conv.values<false>(Raw<int8_t, kConvVector>{{window_[tap], 0}}, eight);
+          conv.feed(sums, eight, sum);
         }
         if (row > 0) {
           *conv_state_at(row - 1) = static_cast<int8_t>(window_[tap]);
         }
       }
-      const float y[kConvVector] = {conv.silu_over_ln2(0, value[0], value[1], value[2], value[3])};
-      const uint32_t code = result.result(y).word[0] & 0xff;
+      // Neighbouring channels share a reciprocal where causal_conv1d_update lets them, so that its bits come
+      // out.
+      const float other = __shfl_xor_sync(lanes, sum[0], 1);
+      const SiluTerm term[kConvVector] = {c % kConvVector < kPairedChannels
+                                              ? silu_paired(sum[0], other, result.factor(0))
+                                              : silu_alone(sum[0], result.factor(0))};
+      const uint32_t code = result.result<false, false>(term).word[0] & 0xff;
       s.u[b][c] = static_cast<int8_t>(code);
       if constexpr (kKnee) {
         s.over[b][c] = static_cast<int8_t>(KneeTerm::of(k.parameter(kUCode)).excess(code) & 0xff);

@@ -6,7 +6,7 @@
 //
 // Two launches lie side by side on a multiprocessor: while the blocks of one wait for each other, those of
 // the next already fetch their weights. That is why a block takes less than half of a multiprocessor, and it
-// is why no block waits for one that cannot come: see admit_next() of layer_kernel.cuh.
+// is why no block waits for one that cannot come: see admit_next of layer_kernel.cuh.
 #pragma once
 
 #include "ahead.cuh"

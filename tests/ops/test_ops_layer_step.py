@@ -13,6 +13,7 @@ from torch import Tensor
 from dualscale_mamba import ops
 from dualscale_mamba.ops import dispatch
 from dualscale_mamba.ops.composed import Composed
+from dualscale_mamba.profiling.operators import Recorder
 
 SMALL = SIZES[1]
 # Codes next to a tie may be neighbours where sums are made in another order, and then all that follows differs a bit.
@@ -81,6 +82,24 @@ def test_other_forms(size: Size, device: torch.device) -> None:
     need(size, device)
     layer = Layer(size, device)
     assert_same(run(layer.copied()), separate(layer.copied()), size)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_its_work_is_that_of_its_parts(bits: int) -> None:
+    """But for what these hand on to each other."""
+    size = replace(SMALL, bits=bits, batch=2)
+    given = Layer(size).copied()
+    whole, parts = Recorder({given["in_weight"].data_ptr(): "in_proj"}), Recorder({})
+    with whole:
+        run(given)
+    with parts:
+        separate(given)
+    own = whole.work["mamba_layer_step"]
+    apart = [work for name, work in parts.work.items() if not name.startswith("aten")]
+    assert own.is_int8
+    assert own.products == sum(work.products for work in apart)
+    assert own.exponentials == sum(work.exponentials for work in apart)
+    assert 0.9 < own.bytes / sum(work.bytes for work in apart) < 1.0
 
 
 def chain(layers: list[Layer], rounds: int, step: Any) -> list[dict[str, Tensor]]:
