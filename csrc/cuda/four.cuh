@@ -150,8 +150,8 @@ __device__ __forceinline__ float one_value(const Input& input, int64_t offset, i
 // depend on conditions the compiler makes single words.
 __device__ __forceinline__ void store_whole_four(void* to, Kind kind, int64_t offset, const float (&x)[4]) {
   if (kind == Kind::kFloat) {
-    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(static_cast<float*>(to) + offset), "f"(x[0]),
-                 "f"(x[1]), "f"(x[2]), "f"(x[3])
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(static_cast<float*>(to) + offset),
+                 "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
                  : "memory");
     return;
   }

@@ -9,7 +9,7 @@ namespace {
 int states_of_lane(const ScanArguments& a, int device) {
   constexpr struct {
     int states, channels, cost;
-  } kChoices[] = {{2, 16, 22}, {4, 32, 39}, {8, 64, 71}};
+  } kChoices[] = {{2, 16, 25}, {4, 32, 43}, {8, 64, 81}};
   int best = 8;
   int64_t lowest = std::numeric_limits<int64_t>::max();
   for (const auto& choice : kChoices) {
@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
   a.y = y.data_ptr();
   a.result = kind_of(y);
   const int states = states_of_lane(a, u.get_device_index());
-  const bool pairs = a.selectors.mask != nullptr;
+  const bool pairs = is_pair(u_code);
   const bool all_codes = u_code && (pairs || !a.in.u.code.is_table) && delta_code && a.in.states == 16;
   if (pairs) {
     launch_pairs(a, all_codes, states, device.stream);

@@ -1,13 +1,13 @@
 // The selective scan of one block: four warps, `kLanes` lanes a channel, each with `kStates` states in
 // registers.
 //
-// The sequence is walked in tiles, a tile in batches of eight tokens. Of each batch a lane owns kOwn (channel,
-// token) pairs: it decodes delta and u, applies softplus, and hands both to the other lanes of the channel
-// through shared memory of the warp alone. All lanes then advance their states over the batch, the sums over
-// states meet at the lane that owns the token (sum_parts), and that lane adds D u and gates. B and C are
-// decoded for the whole block, a tile ahead; raw inputs arrive by copies two tiles ahead; results leave as
-// vectors a tile or two later. So a tile costs one barrier. Which tiles are touched between two barriers is
-// said at ScanShape.
+// The sequence is walked in tiles, a tile in batches of eight tokens. Of each batch a lane owns kOwn
+// (channel, token) pairs: it decodes delta and u, applies softplus, and hands both to the other lanes of the
+// channel through shared memory of the warp alone. All lanes then advance their states over the batch, the
+// sums over states meet at the lane that owns the token (sum_parts), and that lane adds D u and gates. B and
+// C are decoded for the whole block, a tile ahead; raw inputs arrive by copies two tiles ahead; results leave
+// as vectors a tile or two later. So a tile costs one barrier. Which tiles are touched between two barriers
+// is said in scan_shape.cuh.
 //
 // Steps past the end have delta = 0 and leave the state as it is, so the inner loop knows no ends.
 //
@@ -15,14 +15,11 @@
 // not depend on how many others are scanned beside it.
 #pragma once
 
-#include "scan_copies.cuh"
 #include "scan_selectors.cuh"
+#include "scan_shape.cuh"
 #include "ssm.cuh"
 
 namespace dualscale {
-
-constexpr int kScanWarps = 4;
-constexpr int kScanThreads = 32 * kScanWarps;
 
 struct ScanArguments {
   SsmArguments in;
@@ -31,68 +28,6 @@ struct ScanArguments {
   void* y;
   Kind result;
   SelectorView selectors;  // of u
-};
-
-// Sizes, and what lies in shared memory. Between the barriers before and after the recurrence of tile i, the
-// block reads the raw u, delta and z of tiles i and i + 1 and the raw B and C of i + 1, while the copies of
-// i + 3 are started: four stages. It reads B and C of tile i and writes those of i + 1: two buffers. It writes
-// results of tile i, or with kLater of i - 1 and i, and stores those of i - kLag, complete since the barrier:
-// kSums buffers, so that none is written before it was stored, one barrier at least between.
-template <bool kAllCodes, int kStatesOfLane, int kLanesOfChannel, bool kTableOfSteps = false>
-struct ScanShape {
-  static constexpr bool kCodes = kAllCodes;  // and a knee or a pair code of u, and sixteen states
-  static constexpr int kStates = kStatesOfLane, kLanes = kLanesOfChannel;
-  // softplus(delta) from a table of each channel's 256 values: worth its making for long sequences of codes.
-  static constexpr bool kTable = kTableOfSteps;
-  static_assert(kCodes || !kTable, "the table is of codes");
-  static constexpr int kPadded = kStates * kLanes;
-  static constexpr int kWarpChannels = 32 / kLanes;
-  static constexpr int kChannels = kScanWarps * kWarpChannels;
-  static constexpr int kGroups = kChannels / 4;
-  static constexpr int kBatch = 8;  // tokens
-  static constexpr int kOwn = kBatch / kLanes;
-  static constexpr bool kRawStates = kPadded == 16;  // B and C are copied as they are; else read when decoded
-  static constexpr int kTile = !kRawStates ? 8 : kCodes ? (kStates < 8 ? 32 : 16) : (kStates < 8 ? 16 : 8);
-  static constexpr int kBatches = kTile / kBatch;
-  // Where few warps run, sums of a batch meet during the next, so that their latency hides behind its
-  // recurrence.
-  static constexpr bool kLater = kStates == 2;
-  static constexpr int kLag = kLater ? 2 : 1;
-  static constexpr int kSums = 2 * kLag;
-  static constexpr int kStages = 4;
-  static constexpr int kWidth = kCodes ? 1 : 4;  // bytes of a value, at most
-  static constexpr int kRowBytes = kChannels * kWidth;
-  static constexpr int kRow = kRowBytes + (kRowBytes / 16 % 2 == 0 ? 16 : 0);  // rows in different banks
-  static constexpr int kStateRow = kRawStates ? kPadded * kWidth : 0;
-  static constexpr int kSumRow = kChannels + (kChannels / 4 % 2 == 0 ? 4 : 0);
-
-  // Of one channel.
-  struct alignas(16) Parameters {
-    Scaled u, delta;  // of pairs both scales alone; delta's bias is in its offset
-    float bias, skip;  // of delta; D
-  };
-  struct Stage {
-    uint8_t u[kTile][kRow], delta[kTile][kRow], z[kTile][kRow];
-    uint8_t states[2][kTile][kRawStates ? kStateRow : 16];  // B, C
-  };
-  // What a thread decodes of B and C and stores of the results, in bytes from the first tile's and in values.
-  // In shared memory, since it is needed once a tile and registers are scarce.
-  struct alignas(16) Place {
-    int sums, row, column, unused;
-  };
-  struct alignas(16) Shared {
-    Stage stage[kStages];
-    float states[2][2][kPadded][kTile + 4];  // of two tiles; B, C
-    float sums[kSums][kTile][kSumRow];       // results before they are stored
-    float steps[kScanWarps][2][kWarpChannels][2 * kBatch + 4];  // of two batches: delta and delta * u in turn
-    float gates[kLevels];                                       // SiLU(z) by the code's byte
-    float table[kTable ? kChannels : 1][kLevels];               // softplus(delta) by the code's byte
-    uint32_t selectors[kScanWarps][2][kListTokens];  // of two lists' tokens
-    Stream streams[5];  // u, delta, z, B, C
-    Scaled codes[2];    // of B, C
-    Parameters parameters[kLater ? 1 : kChannels];
-    Place places[kScanThreads];
-  };
 };
 
 template <class Shape, class Selectors>
@@ -124,8 +59,8 @@ struct ScanBlock : Shape {
   }
 
   // Which states and which channel of the block a thread has. The second bit of a lane tells channels apart:
-  // lanes n and n ^ 2 read the same B and C, lanes n and n ^ 1 the same steps, which halves the cycles of such
-  // a load.
+  // lanes n and n ^ 2 read the same B and C, lanes n and n ^ 1 the same steps, which halves the cycles of
+  // such a load.
   struct Lane {
     int part, channel;
     __device__ __forceinline__ explicit Lane(int thread) {
@@ -214,13 +149,19 @@ struct ScanBlock : Shape {
   }
 
   // A code's byte as Scaled takes it.
-  static __device__ __forceinline__ float biased(uint32_t byte) { return __uint_as_float(byte ^ 0x4b000080u); }
+  static __device__ __forceinline__ float biased(uint32_t byte) {
+    return __uint_as_float(byte ^ 0x4b000080u);
+  }
+
+  __device__ __forceinline__ Stage& stage_of(int tile) const {
+    return s.stage[static_cast<unsigned>(tile) % Shape::kStages];
+  }
 
   // Starts the copies of a tile, one warp an array.
   __device__ __forceinline__ void copy(int tile) const {
     const int start = tile * kTile;
     const int rows = min(length - start, kTile);  // or fewer than none
-    Stage& to = s.stage[tile % Shape::kStages];
+    Stage& to = stage_of(tile);
     const int warp = threadIdx.x / 32;
     if (warp < 3) {
       auto* rows_of = warp == 0 ? to.u : warp == 1 ? to.delta : to.z;
@@ -228,7 +169,8 @@ struct ScanBlock : Shape {
     } else if constexpr (kRawStates) {
 #pragma unroll 1
       for (int i = 0; i < 2; ++i) {
-        RowCopy<kTile, Shape::kStateRow, Shape::kStateRow>::run(s.streams[3 + i], start, rows, to.states[i][0]);
+        RowCopy<kTile, Shape::kStateRow, Shape::kStateRow>::run(s.streams[3 + i], start, rows,
+                                                                to.states[i][0]);
       }
     }
     end_of_copies();
@@ -248,7 +190,8 @@ struct ScanBlock : Shape {
   }
 
   static constexpr int kItems = kPadded * kTile / 4;  // of B or of C, four tokens' values of a state
-  static_assert(kItems % kScanThreads == 0 || kScanThreads % kItems == 0, "a thread has items of one matrix or both");
+  static_assert(kItems % kScanThreads == 0 || kScanThreads % kItems == 0,
+                "a thread has items of one matrix or both");
 
   __device__ void set_place() {
     const int thread = threadIdx.x, row = thread / Shape::kGroups, column = thread % Shape::kGroups * 4;
@@ -257,7 +200,8 @@ struct ScanBlock : Shape {
 
   // Decodes the B and C of a tile.
   __device__ __forceinline__ void decode_states(int tile) const {
-    static_assert(kItems % kScanThreads == 0 || 2 * kItems <= kScanThreads, "a thread has one matrix or both");
+    static_assert(kItems % kScanThreads == 0 || 2 * kItems <= kScanThreads,
+                  "a thread has one matrix or both");
     const unsigned thread = threadIdx.x;
     if constexpr (kItems >= kScanThreads) {
 #pragma unroll
@@ -281,7 +225,7 @@ struct ScanBlock : Shape {
   __device__ __forceinline__ float4 four_states(int matrix, int tile, int state, int token) const {
     const Input& input = matrix == 0 ? a.in.B : a.in.C;
     const Scaled code = s.codes[matrix];
-    const Stage& stage = s.stage[tile % Shape::kStages];
+    const Stage& stage = stage_of(tile);
     float x[4];
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
@@ -344,10 +288,10 @@ struct ScanBlock : Shape {
     }
   }
 
-  // Decodes this lane's tokens of a batch and hands delta and delta * u to the channel's other lanes, who read
-  // them behind __syncwarp().
+  // Decodes this lane's tokens of a batch and hands delta and delta * u to the channel's other lanes, who
+  // read them behind __syncwarp().
   __device__ __forceinline__ void prepare(int tile, int b, Own& own) const {
-    const Stage& stage = s.stage[tile % Shape::kStages];
+    const Stage& stage = stage_of(tile);
     const int start = tile * kTile;
     const int left = length - start - b * kBatch - part * kOwn;  // from this lane's first token on
     const bool coded = kCodes || a.in.delta.code.rows != nullptr;
@@ -358,7 +302,8 @@ struct ScanBlock : Shape {
       const int token = b * kBatch + part * kOwn + o;
       bool is_outer = false;
       if constexpr (Selectors::kPairs) {
-        const uint32_t word = s.selectors[threadIdx.x / 32][start / kListTokens & 1][start % kListTokens + token];
+        const uint32_t word =
+            s.selectors[threadIdx.x / 32][start / kListTokens & 1][start % kListTokens + token];
         is_outer = word >> (channel % kWarpChannels) & 1;
       }
       own.u[o] = decoded_u(stage.u[token], its, is_outer);

@@ -88,8 +88,8 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
   // The recurrence over a batch.
   __device__ __forceinline__ void recur(int tile, int b, float (&y)[kBatch]) {
     const int warp = threadIdx.x / 32;
-    const auto* steps = reinterpret_cast<const float4*>(
-        s.steps[warp][(tile * kBatches + b) & 1][channel % kWarpChannels]);
+    const auto* steps =
+        reinterpret_cast<const float4*>(s.steps[warp][(tile * kBatches + b) & 1][channel % kWarpChannels]);
     const auto& states = s.states[tile & 1];
 #pragma unroll
     for (int q = 0; q < kBatch / kQuad; ++q) {
@@ -113,8 +113,8 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
     return x;
   }
 
-  // Sums over the lanes of a channel: afterwards y[o] is the whole sum of token part * kOwn + o. In each round
-  // two lanes share the tokens that both have: each gives half of them away.
+  // Sums over the lanes of a channel: afterwards y[o] is the whole sum of token part * kOwn + o. In each
+  // round two lanes share the tokens that both have: each gives half of them away.
   __device__ __forceinline__ void sum_parts(float (&y)[kBatch]) const {
 #pragma unroll
     for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
@@ -137,7 +137,7 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
       const int token = b * kBatch + part * kOwn + o;
       float gate = own.gate[o];
       if constexpr (!Block::kLater) {
-        gate = this->gate_of(s.stage[tile % Block::kStages].z[token]);
+        gate = this->gate_of(this->stage_of(tile).z[token]);
       }
       s.sums[tile & (Block::kSums - 1)][token][channel] = fmaf(skip, own.u[o], y[o]) * gate;
     }
@@ -188,7 +188,7 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
         finish(tile, b, y, now);
       }
       if constexpr (Block::kLater) {
-      this->prepare(last ? tile + 1 : tile, last ? 0 : b + 1, next);
+        this->prepare(last ? tile + 1 : tile, last ? 0 : b + 1, next);
         finish(b == 0 ? tile - 1 : tile, b == 0 ? kBatches - 1 : b - 1, y_before, before);
       }
       __syncwarp();
@@ -202,7 +202,7 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
   }
 
   __device__ __forceinline__ void run() {
-    constexpr int kLag = Block::kLag;
+    constexpr int kLag = Block::kLag, kOpen = Block::kStages - 3;
     const int tiles = (this->length + kTile - 1) / kTile;
     this->open_streams();
 #pragma unroll 1
@@ -214,7 +214,7 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
     if constexpr (Selectors::kPairs) {
       this->selectors.fetch(a.selectors, this->place(), 0);
     }
-    wait_for_all_but<1>();
+    wait_for_all_but<kOpen>();
     __syncthreads();
     this->spread_selectors(0);
     this->decode_states(0);
@@ -231,7 +231,7 @@ struct ScanRun : ScanBlock<Shape, Selectors> {
       this->decode_states(tile + 1);
       this->spread_selectors((tile + 1) * kTile);
       walk(tile, before, now, y_before);
-      wait_for_all_but<1>();  // those of tile + 2 have arrived, and the barrier makes them seen
+      wait_for_all_but<kOpen>();  // those of tile + 2 have arrived, and the barrier makes them seen
       __syncthreads();
     }
     if constexpr (Block::kLater) {
@@ -264,6 +264,7 @@ template <class Shape, int kBlocks, class Selectors = NoSelectors>
 void launch_scan(const ScanArguments& a, cudaStream_t stream) {
   const auto kernel = scan<Shape, kBlocks, Selectors>;
   constexpr size_t kBytes = sizeof(typename Shape::Shared);
+  static_assert(kBytes <= 99 * 1024 && kBlocks * (kBytes + 1024) <= 228 * 1024, "the blocks do not fit");
   allow_shared(kernel, kBytes);
   const int64_t along = std::min(a.in.batch, kMaxBlocksAlong);
   const dim3 grid(grid_of("selective_scan", ceil_div(a.in.channels, Shape::kChannels)),

@@ -1,4 +1,5 @@
-// The selectors of one warp's channels, where u has two scales: a word a token, bit i is channel i of the warp.
+// The selectors of one warp's channels, where u has two scales: a word a token, bit i is channel i of the
+// warp.
 //
 // They are made for 32 tokens at once, those of a list, a lane a token.
 #pragma once
@@ -26,7 +27,8 @@ struct WarpSelectors {};
 
 // The bits of this lane's token in a mask, whatever that token is.
 template <int kChannels>
-__device__ __forceinline__ uint32_t bits_of_mask(const SelectorView& view, const ScanPlace& at, int64_t token) {
+__device__ __forceinline__ uint32_t bits_of_mask(const SelectorView& view, const ScanPlace& at,
+                                                 int64_t token) {
   if (token >= view.length || at.channel >= at.channels) {
     return 0;
   }

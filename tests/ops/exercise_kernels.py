@@ -105,10 +105,18 @@ def scan(make: Inputs) -> Iterator[Case]:
             arguments = scan_arguments(make, channels, states, kind, (3,))
             state = make.floats(3, channels, states)
             yield f"state update {kind}", ops.selective_state_update, (state, *arguments, torch.float32)
-    arguments = scan_arguments(make, 4100, 16, "codes", (5, 3))  # enough channels for the widest threads
-    yield "scan wide", ops.selective_scan, (*arguments, None, torch.float32)
-    arguments = scan_arguments(make, 2100, 16, "codes", (4, 3))
-    yield "scan middle", ops.selective_scan, (*arguments, None, torch.float32)
+    # Each number of states a lane, of a chip with 132 multiprocessors; and a sequence that is worth a table.
+    for name, batch, channels, length in (
+        ("few", 1, 40, 70), ("middle", 4, 1056, 35), ("wide", 2, 4224, 20), ("long", 1, 20, 1030),
+    ):  # fmt: skip
+        for kind in ("codes", "codes per channel", "half") if name != "wide" else ("codes", "half"):
+            arguments = scan_arguments(make, channels, 16, kind, (batch, length))
+            yield f"scan {name} {kind}", ops.selective_scan, (*arguments, None, torch.float16)
+    for batch in (1, 6, 37):  # of sequences that one thread takes at once, and one after the other
+        for states in (16, 40):
+            arguments = scan_arguments(make, 72, states, "codes", (batch,))
+            state = make.floats(batch, 72, states)
+            yield "state update batch", ops.selective_state_update, (state, *arguments, torch.float16)
     short = list(scan_arguments(make, 24, 16, "codes", (2, 19)))
     short[9:13] = [None] * 4
     yield "scan plain", ops.selective_scan, (*short, None, torch.bfloat16)
