@@ -48,6 +48,7 @@ struct SomeTime {
   static constexpr double kLatency = 1100;  // of memory at work: what is under way must last for it
   static constexpr double kExchange = 600, kRemoteBytes = 25;
   static constexpr double kPiece = 250, kTile = 300;  // of a warp's 16 rows and 32 columns; of a tile's end
+  static constexpr double kAlone = 250;               // where no other block finds room beside one
   static constexpr double kCluster = 0.01;            // of all, for each block of a cluster
 };
 
@@ -123,7 +124,8 @@ inline double time_of(const SomeShape& p, const SomeCut& cut, const ClusterRoom&
   const double end = rounds * (T::kTile + T::kPiece * over(pieces, 4 * cut.groups));
   const double sent = 1.0 * kSumsBytes * bands * chunks * products * (cut.parts - 1) / cut.parts;
   const double exchange = cut.parts > 1 ? T::kExchange + sent / T::kRemoteBytes : 0.0;
-  return (stream + end + exchange) * (1.0 + T::kCluster * cut.cluster());
+  const double alone = layout.bytes > kHalfBytes ? T::kAlone : 0.0;
+  return (stream + end + exchange + alone) * (1.0 + T::kCluster * cut.cluster());
 }
 
 // The same of tiles of many rows in clusters of four (gemm.cuh), whose steps are bound by the tensor cores

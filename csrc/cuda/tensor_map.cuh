@@ -45,10 +45,11 @@ inline CUtensorMap map_of_codes(const int8_t* data, int64_t rows, int64_t column
                 CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
-// Attributes of a launch in clusters that begins while the kernel before ends (ahead.cuh).
+// Attributes of a launch in clusters, each block on another processor, that begins while the kernel before ends
+// (ahead.cuh).
 struct ClusterLaunch {
   cudaLaunchConfig_t config{};
-  cudaLaunchAttribute attributes[2]{};
+  cudaLaunchAttribute attributes[3]{};
 
   ClusterLaunch(int64_t blocks, int cluster, int threads, size_t shared, cudaStream_t stream) {
     config.gridDim = dim3(static_cast<unsigned>(blocks));
@@ -57,10 +58,12 @@ struct ClusterLaunch {
     config.stream = stream;
     attributes[0].id = cudaLaunchAttributeClusterDimension;
     attributes[0].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterSchedulingPolicyPreference;
+    attributes[1].val.clusterSchedulingPolicyPreference = cudaClusterSchedulingPolicySpread;
+    attributes[2].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[2].val.programmaticStreamSerializationAllowed = 1;
     config.attrs = attributes;
-    config.numAttrs = 2;
+    config.numAttrs = 3;
   }
   ClusterLaunch(const ClusterLaunch&) = delete;
   ClusterLaunch& operator=(const ClusterLaunch&) = delete;
@@ -77,7 +80,7 @@ int clusters_of_device(Kernel kernel, int cluster, int threads, size_t shared, i
   }
   if (known[cluster] == 0) {
     ClusterLaunch launch(cluster, cluster, threads, shared, nullptr);
-    launch.config.numAttrs = 1;
+    launch.config.numAttrs = 1;  // its size
     STD_CUDA_CHECK(cudaOccupancyMaxActiveClusters(&known[cluster], kernel, &launch.config));
   }
   return known[cluster];
