@@ -57,7 +57,8 @@ struct LayerProduct {
       pair[j] += __shfl_xor_sync(0xffffffffu, pair[j], 2);
     }
     if (t < 2) {
-      memcpy(at(partial, threadIdx.x / 32, g, 2 * t), pair, sizeof(pair));
+      using Two = std::conditional_t<kBits == 8, int2, float2>;
+      *reinterpret_cast<Two*>(at(partial, threadIdx.x / 32, g, 2 * t)) = Two{pair[0], pair[1]};
     }
   }
 
