@@ -57,8 +57,9 @@ struct LayerProduct {
       pair[j] += __shfl_xor_sync(0xffffffffu, pair[j], 2);
     }
     if (t < 2) {
-      using Two = std::conditional_t<kBits == 8, int2, float2>;
-      *reinterpret_cast<Two*>(at(partial, threadIdx.x / 32, g, 2 * t)) = Two{pair[0], pair[1]};
+      uint32_t bits[2];
+      memcpy(bits, pair, sizeof(pair));
+      *reinterpret_cast<uint2*>(at(partial, threadIdx.x / 32, g, 2 * t)) = make_uint2(bits[0], bits[1]);
     }
   }
 
