@@ -23,6 +23,7 @@ class LayerInputs {
 
   // Begins to fetch what no kernel of the step writes.
   __device__ __forceinline__ void start() {
+    keeps_ = threadIdx.x % a.blocks == blockIdx.x;
     if (threadIdx.x == 0) {
       ring_.prepare();
     }
@@ -137,18 +138,28 @@ class LayerInputs {
 #pragma unroll 1
     for (int round = 0; round < ring_.in_groups(); ++round) {
       ring_.await(round);
+      // All weights are on their way before the first is used.
+      uint4 weights[kTilesAtOnce][kSteps];
+#pragma unroll
+      for (int i = 0; i < kTilesAtOnce; ++i) {
+        const uint32_t from = ring_.in_at(round * kTilesAtOnce + i, k.g, k.t);
+#pragma unroll
+        for (int j = 0; j < kSteps; ++j) {
+          if (k.warp + kLayerWarps * j < steps) {
+            weights[i][j] = load_shared(from + Product::kBytes * (k.warp + kLayerWarps * j));
+          }
+        }
+      }
       Sum sum[kTilesAtOnce][4] = {};
       uint8_t* const partial = k.memory + a.at.partial + round % 2 * kTilesAtOnce * Product::kPartialBytes;
 #pragma unroll
-      for (int i = 0; i < kTilesAtOnce; ++i) {
-        const int tile = round * kTilesAtOnce + i;
-        const uint32_t from = ring_.in_at(tile, k.g, k.t);
-        const int row = k.g % 2 * a.own + Rows::place(tile, k.g);
+      for (int j = 0; j < kSteps; ++j) {
+        const int step = k.warp + kLayerWarps * j;
+        if (step < steps) {
 #pragma unroll
-        for (int j = 0; j < kSteps; ++j) {
-          const int step = k.warp + kLayerWarps * j;
-          if (step < steps) {
-            Product::add(sum[i], load_shared(from + Product::kBytes * step), x[j],
+          for (int i = 0; i < kTilesAtOnce; ++i) {
+            const int row = k.g % 2 * a.own + Rows::place(round * kTilesAtOnce + i, k.g);
+            Product::add(sum[i], weights[i][j], x[j],
                          Product::scale_of(k.template parameter<__half>(kInScaleX), a.in, row, step));
           }
         }
@@ -266,7 +277,7 @@ class LayerInputs {
       }
     }
     round_to(a.total_kind, x);
-    if (threadIdx.x % a.blocks == blockIdx.x) {
+    if (keeps_) {
       store_eight<true>(a.total, a.total_kind, static_cast<int64_t>(b) * a.width + column(), x, true, kEight);
     }
     float squares = 0.0f;
@@ -302,6 +313,7 @@ class LayerInputs {
   LayerShared& s;
   const WeightRing<kBits>& ring_;
   LayerExchange& exchange_;
+  bool keeps_;                // whether this block writes this thread's vector of the sum
   unsigned long long epoch_;  // the first thread's
   float norm_weight_[kEight];
   Raw<__half, kEight> hidden_[kLayerBatch];

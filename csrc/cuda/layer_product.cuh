@@ -57,7 +57,9 @@ struct LayerProduct {
       pair[j] += __shfl_xor_sync(0xffffffffu, pair[j], 2);
     }
     if (t < 2) {
-      memcpy(at(partial, threadIdx.x / 32, g, 2 * t), pair, sizeof(pair));
+      uint32_t bits[2];
+      memcpy(bits, pair, sizeof(pair));
+      *reinterpret_cast<uint2*>(at(partial, threadIdx.x / 32, g, 2 * t)) = make_uint2(bits[0], bits[1]);
     }
   }
 

@@ -18,7 +18,8 @@ struct SlotRows {
   static constexpr int kIn = kBits == 8 ? 4 : 8, kOut = kIn / 2;  // rows of a slot
   // Of eight bits the last tile of out_proj has no slots: so many rows do not fit.
   static constexpr bool kTail = kBits == 8;
-  static constexpr int kGroup = kTilesAtOnce * kTileRows / kIn;  // slots
+  static constexpr int kLog2Group = kBits == 8 ? 2 : 1, kGroup = 1 << kLog2Group;  // slots
+  static_assert(kGroup * kIn == kTilesAtOnce * kTileRows, "what is multiplied at once");
   static constexpr int kSlotted = (kTail ? kMostOutTiles - 1 : kMostOutTiles) * kTileRows;
 
   // Row g of a tile, in the numbering of mma.cuh, is in an even slot where g is even, and else in an odd one,
@@ -66,12 +67,12 @@ class WeightRing {
   }
 
   // How many groups the ring holds, and how many there are of each product.
-  __device__ __forceinline__ int groups() const { return capacity() / Rows::kGroup; }
+  __device__ __forceinline__ int groups() const { return 1 << (a.at.slot_shift - Rows::kLog2Group); }
   __device__ __forceinline__ int in_groups() const { return in_slots_ / Rows::kGroup; }
   __device__ __forceinline__ int out_groups() const { return (out_slots_ + Rows::kGroup - 1) / Rows::kGroup; }
 
   __device__ __forceinline__ void await(int group) const {
-    barrier_wait(barrier(group & (groups() - 1)), group / groups() & 1);
+    barrier_wait(barrier(group & (groups() - 1)), group >> (a.at.slot_shift - Rows::kLog2Group) & 1);
   }
 
   // Where a lane's first bytes of a row of a tile of in_proj are, and of out_proj.
