@@ -1,0 +1,1 @@
+from .emu import core, load, options
