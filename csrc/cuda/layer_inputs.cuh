@@ -127,13 +127,11 @@ class LayerInputs {
   __device__ __forceinline__ void project() {
     constexpr int kSteps = kMostWidth / Product::kCodes / kLayerWarps;
     const int steps = a.width / Product::kCodes;
+    const uint32_t codes = Product::codes_at(shared_address(k.memory + a.at.row), a.at.row_stride, a.batch);
     uint32_t x[kSteps][Product::kWords];
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      const int step = k.warp + kLayerWarps * i;
-      if (step < steps) {
-        Product::load_codes(shared_address(k.memory + a.at.row), a.at.row_stride, a.batch, step, x[i]);
-      }
+    for (int j = 0; j < kSteps; ++j) {
+      Product::load_codes(codes + j * kLayerWarps * Product::kCodes, k.warp + kLayerWarps * j < steps, x[j]);
     }
 #pragma unroll 1
     for (int round = 0; round < ring_.in_groups(); ++round) {
@@ -142,28 +140,24 @@ class LayerInputs {
       uint4 weights[kTilesAtOnce][kSteps];
 #pragma unroll
       for (int i = 0; i < kTilesAtOnce; ++i) {
-        const uint32_t from = ring_.in_at(round * kTilesAtOnce + i, k.g, k.t);
+        const uint32_t from = ring_.in_at(round * kTilesAtOnce + i, k.g, k.t) + Product::kBytes * k.warp;
 #pragma unroll
         for (int j = 0; j < kSteps; ++j) {
-          if (k.warp + kLayerWarps * j < steps) {
-            weights[i][j] = load_shared(from + Product::kBytes * (k.warp + kLayerWarps * j));
-          }
+          weights[i][j] = load_shared(from + j * kLayerWarps * Product::kBytes);
         }
       }
       Sum sum[kTilesAtOnce][4] = {};
-      uint8_t* const partial = k.memory + a.at.partial + round % 2 * kTilesAtOnce * Product::kPartialBytes;
 #pragma unroll
       for (int j = 0; j < kSteps; ++j) {
-        const int step = k.warp + kLayerWarps * j;
-        if (step < steps) {
 #pragma unroll
-          for (int i = 0; i < kTilesAtOnce; ++i) {
-            const int row = k.g % 2 * a.own + Rows::place(round * kTilesAtOnce + i, k.g);
-            Product::add(sum[i], weights[i][j], x[j],
-                         Product::scale_of(k.template parameter<__half>(kInScaleX), a.in, row, step));
-          }
+        for (int i = 0; i < kTilesAtOnce; ++i) {
+          const int row = k.g % 2 * a.own + Rows::place(round * kTilesAtOnce + i, k.g);
+          Product::add(sum[i], weights[i][j], x[j],
+                       Product::scale_of(k.template parameter<__half>(kInScaleX), a.in, row,
+                                         k.warp + kLayerWarps * j, steps));
         }
       }
+      uint8_t* const partial = k.memory + a.at.partial + round % 2 * kTilesAtOnce * Product::kPartialBytes;
 #pragma unroll
       for (int i = 0; i < kTilesAtOnce; ++i) {
         Product::store(sum[i], partial + i * Product::kPartialBytes);

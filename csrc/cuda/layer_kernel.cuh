@@ -63,24 +63,29 @@ class LayerOutputs {
     for (int group = 0; group < ring_.out_groups(); ++group) {
       ring_.await(ring_.in_groups() + group);
     }
+    const uint32_t codes = Product::codes_at(shared_address(k.memory + a.at.code), a.at.code_stride, a.batch);
+    uint32_t from[kMostOutTiles];
+    const __half* const scales = k.template parameter<__half>(kOutScale);
+    int row[kMostOutTiles];
+#pragma unroll
+    for (int tile = 0; tile < kMostOutTiles; ++tile) {
+      from[tile] = ring_.out_at(tile, k.g, k.t) + Product::kBytes * k.warp;
+      row[tile] = min(Ring::out_row_of(tile, k.g), a.out_rows() - 1);
+    }
     // Of tiles that do not exist anything is multiplied, and nothing read.
     Sum sum[kMostOutTiles][4] = {};
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      const int step = k.warp + kLayerWarps * i;
-      if (step < steps) {
-        uint32_t x[Product::kWords];
-        Product::load_codes(shared_address(k.memory + a.at.code), a.at.code_stride, a.batch, step, x);
+    for (int j = 0; j < kSteps; ++j) {
+      const int step = k.warp + kLayerWarps * j;
+      uint32_t x[Product::kWords];
+      Product::load_codes(codes + j * kLayerWarps * Product::kCodes, step < steps, x);
 #pragma unroll
-        for (int tile = 0; tile < kMostOutTiles; ++tile) {
-          const int row = min(Ring::out_row_of(tile, k.g), a.out_rows() - 1);
-          const float scale = Product::scale_of(k.template parameter<__half>(kOutScale), a.last, row, step);
-          if (Ring::kTail && tile == kMostOutTiles - 1) {
-            Product::add(sum[tile], tail_[i], x, scale);
-          } else {
-            Product::add(sum[tile], load_shared(ring_.out_at(tile, k.g, k.t) + Product::kBytes * step), x,
-                         scale);
-          }
+      for (int tile = 0; tile < kMostOutTiles; ++tile) {
+        const float scale = Product::scale_of(scales, a.last, row[tile], step, steps);
+        if (Ring::kTail && tile == kMostOutTiles - 1) {
+          Product::add(sum[tile], tail_[j], x, scale);
+        } else {
+          Product::add(sum[tile], load_shared(from[tile] + j * kLayerWarps * Product::kBytes), x, scale);
         }
       }
     }
@@ -93,9 +98,9 @@ class LayerOutputs {
     constexpr int kRows = kMostOutTiles * kTileRows;
     static_assert(kRows * kLayerBatch <= kLayerThreads, "a thread a result");
     const int g = threadIdx.x % kTileRows, tile = threadIdx.x % kRows / kTileRows, b = threadIdx.x / kRows;
-    const int row = Ring::out_row_of(tile, g);
-    if (b < a.batch && row < a.out_rows()) {
-      finish(row, b, Product::total(partial + tile * Product::kPartialBytes, g, b));
+    const int result = Ring::out_row_of(tile, g);
+    if (b < a.batch && result < a.out_rows()) {
+      finish(result, b, Product::total(partial + tile * Product::kPartialBytes, g, b));
     }
   }
 

@@ -77,26 +77,32 @@ struct LayerProduct {
   }
 
 #if defined(DUALSCALE_BULK)
-  // A lane's codes of step s, of the row of its sequence; of those beyond the batch the last one's.
-  static __device__ __forceinline__ void load_codes(uint32_t rows, int stride, int batch, int s,
-                                                    uint32_t (&x)[kWords]) {
+  // Where a lane's codes of this warp's first step are, of the row of its sequence; of those beyond the batch
+  // the last one's. Its next step's are kLayerWarps * kCodes further on.
+  static __device__ __forceinline__ uint32_t codes_at(uint32_t rows, int stride, int batch) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, half = g / kLayerBatch;
-    const uint32_t from = rows + min(g % kLayerBatch, batch - 1) * stride + s * kCodes + t * kLaneCodes;
-    if constexpr (kBits == 8) {  // words 0 and 2, or 1 and 3
-      x[0] = load_shared_word(from + 4 * half);
-      x[1] = load_shared_word(from + 4 * half + 8);
-    } else {  // of the low and high halves of the words of weights 0, or 1; and of 2, or 3
+    return rows + min(g % kLayerBatch, batch - 1) * stride + threadIdx.x / 32 * kCodes + t * kLaneCodes +
+           (kBits == 8 ? 4 : 8) * half;
+  }
+
+  // They, or zeros of a step that does not exist: then it does not matter which weights are multiplied.
+  static __device__ __forceinline__ void load_codes(uint32_t from, bool exists, uint32_t (&x)[kWords]) {
 #pragma unroll
-      for (int i = 0; i < kWords; ++i) {
-        x[i] = load_shared_word(from + 8 * half + 16 * (i / 2) + 4 * (i % 2));
-      }
+    for (int i = 0; i < kWords; ++i) {
+      // Of eight bits words 0 and 2, or 1 and 3; of four those of the low and high halves of the words of
+      // weights 0, or 1, and of 2, or 3.
+      const uint32_t word = load_shared_word(from + (kBits == 8 ? 8 * i : 16 * (i / 2) + 4 * (i % 2)));
+      x[i] = exists ? word : 0;
     }
   }
 
   // The scale of a step's group; eight-bit weights have none.
   static __device__ __forceinline__ float scale_of(const __half* scales, const LayerGroups& groups, int row,
-                                                   int step) {
-    return kBits == 8 ? 0.0f : __half2float(scales[row * groups.count + (step * kCodes >> groups.shift)]);
+                                                   int step, int steps) {
+    if constexpr (kBits == 8) {
+      return 0.0f;
+    }
+    return __half2float(scales[row * groups.count + (min(step, steps - 1) * kCodes >> groups.shift)]);
   }
 #endif
 };
