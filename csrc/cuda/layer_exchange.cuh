@@ -46,6 +46,20 @@ __device__ __forceinline__ uint2 load_values(const uint32_t* from) {
   return value;
 }
 
+// Ends the kernel with an error where a block has waited for seconds: more than two streams may wait for each
+// other without end.
+class Patience {
+ public:
+  __device__ __forceinline__ void wait() {
+    if (--left_ == 0) {
+      __trap();
+    }
+  }
+
+ private:
+  int left_ = 1 << 22;  // looks at memory, of half a microsecond or more
+};
+
 class LayerExchange {
  public:
   __device__ __forceinline__ explicit LayerExchange(const LayerStep& step) : a(step) {}
@@ -85,7 +99,9 @@ class LayerExchange {
   __device__ __forceinline__ void await_sums(int first, int row,
                                              long long (&total)[kSequences][kKinds]) const {
     bool whole;
+    Patience patience;
     do {
+      patience.wait();
       unsigned long long word[kSequences][kKinds][kSumCopies];
 #pragma unroll
       for (int s = 0; s < kSequences; ++s) {
@@ -125,12 +141,15 @@ class LayerExchange {
     unsigned long long* const own = a.workspace + 1 + (blockIdx.x - a.blocks);
     const unsigned long long epoch = *own;
     *own = epoch + 1;
+    Patience patience;
     while (load_word(a.workspace) == epoch) {
       __nanosleep(200);
+      patience.wait();
     }
     const uint32_t* const first = values_of(half(epoch), 0, 0);
     while (load_values(first).x == 0) {
       __nanosleep(200);
+      patience.wait();
     }
   }
 

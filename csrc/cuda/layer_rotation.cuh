@@ -78,8 +78,10 @@ class LayerRotation {
   // Waits for them, and mixes; then, of the next sequence, starts to read. Whole warps call it.
   __device__ __forceinline__ void mix(int batch) {
     if (works_) {
+      Patience patience;
       while (__any_sync(0xffffffffu, misses())) {
         peek(batch);
+        patience.wait();
       }
       uint32_t operand[2][2][4];
 #pragma unroll

@@ -48,6 +48,11 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
   const SelectiveArguments given{op, u,      u_code, delta, delta_code, A,          B,      B_code,
                                  C,  C_code, D,      z,     z_code,     delta_bias, u_mask, u_outliers};
   const SelectiveSizes sizes = checked_selective(given, 3, dtype);
+  constexpr int64_t kMaxLength = std::numeric_limits<int32_t>::max() - 1024;  // tokens are counted in 32 bits
+  if (sizes.length > kMaxLength) {
+    refuse({op, "u"}, "has " + std::to_string(sizes.length) + " tokens",
+           "at most " + std::to_string(kMaxLength));
+  }
   ScanArguments a{ssm_of(given, sizes)};
   a.selectors = sizes.selectors;
   OptionalTensor before;

@@ -250,9 +250,18 @@ constexpr int64_t kMaxBlocksAlong = 65535;  // the second and third axis of a gr
 
 extern __shared__ float4 scan_memory[];
 
+// Elsewhere than on Hopper the compiler takes more registers for loads ahead, the newer the more.
+constexpr int scan_blocks(int wanted) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
+  return wanted > 4 ? (__CUDA_ARCH__ >= 1000 ? 2 : 3) : resident_blocks(wanted);
+#else
+  return wanted;
+#endif
+}
+
 // kBlocks are what the registers shall suffice for.
 template <class Shape, int kBlocks, class Selectors>
-__global__ void __launch_bounds__(kScanThreads, resident_blocks(kBlocks))
+__global__ void __launch_bounds__(kScanThreads, scan_blocks(kBlocks))
     scan(const __grid_constant__ ScanArguments a) {
   ScanRun<Shape, Selectors> run(a, *reinterpret_cast<typename Shape::Shared*>(scan_memory));
   if (run.batch < a.in.batch) {
@@ -266,6 +275,9 @@ void launch_scan(const ScanArguments& a, cudaStream_t stream) {
   constexpr size_t kBytes = sizeof(typename Shape::Shared);
   static_assert(kBytes <= 99 * 1024 && kBlocks * (kBytes + 1024) <= 228 * 1024, "the blocks do not fit");
   allow_shared(kernel, kBytes);
+  // The blocks of a multiprocessor need most of what it has, and hardly any cache.
+  STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                      cudaSharedmemCarveoutMaxShared));
   const int64_t along = std::min(a.in.batch, kMaxBlocksAlong);
   const dim3 grid(grid_of("selective_scan", ceil_div(a.in.channels, Shape::kChannels)),
                   static_cast<unsigned>(along), static_cast<unsigned>(ceil_div(a.in.batch, along)));
