@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from workloads import FAMILIES as FIRST_GENERATION
 from workloads import Work
+from workloads_layer import FAMILIES as LAYER
 from workloads_linear import FAMILIES as LINEAR
 from workloads_pairs import FAMILIES as WITH_SELECTORS
 from workloads_ssd import FAMILIES as SECOND_GENERATION
@@ -33,7 +34,7 @@ from workloads_ssd import FAMILIES as SECOND_GENERATION
 EXPONENTIALS_PER_CLOCK = 16
 # Of Hopper's tensor cores, dense: additions and multiplications a clock and multiprocessor.
 OPERATIONS_PER_CLOCK = {"fp16": 4096, "int8": 8192}
-FAMILIES = FIRST_GENERATION | SECOND_GENERATION | LINEAR
+FAMILIES = FIRST_GENERATION | SECOND_GENERATION | LINEAR | LAYER
 
 
 @dataclass

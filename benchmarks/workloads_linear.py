@@ -17,7 +17,8 @@ GROUP_SIZE = 128
 FEW_ROWS = (1, 2, 4, 8, 16)
 SOME_ROWS = (16, 32, 64, 128, 256)
 MANY_ROWS = (64, 256, 2048, 16384)
-READ_AHEAD_ROWS, AHEAD = 8, ", weights read ahead"  # products of few rows alone do that
+READ_AHEAD_ROWS, AHEAD = 256, ", weights read ahead"  # products of more rows do not do that, ...
+READ_AHEAD_VALUES = 8  # ... nor those of values with more than these
 # torch._int_mm takes no fewer rows than this; torch._weight_int4pack_mm is made for few and takes minutes for many.
 INT_MM_ROWS, INT4PACK_ROWS = 17, 256
 # How torch._convert_weight_to_int4pack tiles the inputs: its multiples of 16 must divide them.
@@ -178,7 +179,8 @@ def work_of(rows: tuple[int, ...]) -> Iterator[Work]:
             yield from filter(is_accepted, peers(layer, count))
             for ahead in (False, True) if count <= READ_AHEAD_ROWS else (False,):
                 yield from on_codes(layer, count, ahead)
-                yield from on_values(layer, count, ahead)
+                if not ahead or count <= READ_AHEAD_VALUES:
+                    yield from on_values(layer, count, ahead)
 
 
 FAMILIES: dict[str, Callable[[], Iterator[Work]]] = {

@@ -5,21 +5,11 @@
 namespace dualscale {
 namespace {
 
-// A chunk long enough that its first three rows hardly cost, short enough to fill the chip.
-int chunk_of(int64_t length, int64_t vectors, int64_t batch, int device) {
-  const int64_t wanted = static_cast<int64_t>(multiprocessors(device)) * 192;
-  int64_t chunk = 64;
-  while (chunk > 8 && vectors * batch * ceil_div(length, chunk) < wanted) {
-    chunk /= 2;
-  }
-  return static_cast<int>(chunk);
-}
-
 Tensor causal_conv1d_encode(const Tensor& x, const OptionalTensor& x_code, const Tensor& weight,
                             const OptionalTensor& bias, const OptionalTensor& initial,
                             const OptionalTensor& code, ScalarType dtype, const OptionalTensor& mask,
                             const OptionalTensor& outliers) {
-  const char* op = "causal_conv1d_encode";
+  const char* op = kConvName;
   check_dim({op, "x"}, x, 3);
   const ConvParameters p = checked_parameters(op, x, x_code, weight, bias, code, dtype, Codes::kAnyOrPair);
   if (initial) {
@@ -36,18 +26,8 @@ Tensor causal_conv1d_encode(const Tensor& x, const OptionalTensor& x_code, const
   s.initial_batch_stride = initial ? initial->stride(0) : 0;
   s.initial_row_stride = initial ? initial->stride(1) : 0;
   s.vectors = static_cast<unsigned>(ceil_div(p.channels, kConvVector));
-  s.chunk = chunk_of(s.length, s.vectors, x.size(0), x.get_device_index());
-  if (selectors.lists != nullptr) {  // whole tiles
-    s.vectors = static_cast<unsigned>(ceil_div(s.vectors, kSegment) * kSegment);
-    s.chunk = std::max(s.chunk, kListTokens);
-  }
-  s.chunks = static_cast<unsigned>(ceil_div(s.length, s.chunk));
   s.batch = static_cast<unsigned>(x.size(0));
-  const int64_t items = static_cast<int64_t>(s.vectors) * s.chunks * x.size(0);
-  if (items > std::numeric_limits<int32_t>::max()) {
-    refuse({op, "x"}, "has shape " + shape_of(x), "at most 2^31 pieces of 8 channels and 64 rows");
-  }
-  const SequenceCall call{x, initial, out, p, s, grid_of(op, ceil_div(items, kConvThreads)), device.stream};
+  const SequenceCall call{x, initial, out, p, s, device.stream};
   if (selectors.mask != nullptr) {
     launch_pairs(call, selectors);
     return out;

@@ -1,10 +1,11 @@
-// The causal depthwise convolution of one thread's channels, shared by conv.cu and conv_update.cu.
+// The causal depthwise convolution of one thread's channels, shared by conv.cu and conv_update.cu: taps, and
+// SiLU up to the multiplication that conv_results.cuh finishes it with.
 //
-// Activations are multiplied by -log2(e) with the weights, so that SiLU(y) = y / (1 + 2^p) needs no product
-// before the exponential; with codes the weights carry the scale of x too. Results are p / (1 + 2^p) =
-// SiLU(y) / -ln 2, and the constant goes into the parameters of the result's code.
+// Activations are multiplied by -log2(e) with the weights, so that SiLU(y) = -ln 2 p / (1 + 2^p) needs no
+// product before the exponential; with codes the weights carry the scale of x too.
 #pragma once
 
+#include "ahead.cuh"
 #include "launch.cuh"
 #include "vector.cuh"
 
@@ -13,6 +14,19 @@ namespace dualscale {
 constexpr int kConvVector = 8;
 constexpr int kMaxTaps = 4;
 
+// What to turn, with an eye on benchmarks/kernels.py --only conv. Of a thread's eight channels the first
+// kPairedChannels get their reciprocals two at a time: the special function unit, which makes exponentials
+// and reciprocals at an eighth of the rate of additions, has half a reciprocal less to do for each, the
+// others one and a half instruction more.
+constexpr int kPairedChannels = 4;
+constexpr int kConvThreads = 128;  // of a block that walks sequences
+constexpr int kConvBlocks = 4;     // of them a multiprocessor, for which a thread gets 128 registers
+constexpr int kTurn = 4;           // rows on their way while as many are computed
+constexpr int kLeastRows = 8;      // of a thread, where the chip is not full
+constexpr int kMostRows = 256;     // of a thread before the next one begins
+constexpr int kTokenThreads = 64;  // of a block that makes one token
+constexpr int kTokenBatch = 4;     // sequences of such a thread, where there are many
+
 struct ConvParameters {
   const float* x_code;  // null when x is floating point
   const float* weight;  // (channels, taps)
@@ -20,188 +34,214 @@ struct ConvParameters {
   CodeView code;
   int taps;
   int64_t channels;
-  bool aligned;  // whether the four weights of a channel may be loaded at once
+  bool aligned;  // whether the four weights of a channel, and eight biases, may be loaded as vectors
 };
 
-// kFast: four taps, whose weights may be loaded at once.
+// Brings the parameters of a thread's channels near before the kernels before are done.
+__device__ __forceinline__ void prefetch_parameters(const ConvParameters& p, int64_t channel, int valid) {
+  constexpr int kSector = 8;  // floats that one prefetch surely brings
+  for (int i = 0; i < valid * p.taps; i += kSector) {
+    prefetch_sector(p.weight + channel * p.taps + i);
+  }
+  if (p.bias && valid > 0) {
+    prefetch_sector(p.bias + channel);
+  }
+  if (p.code.rows && p.code.per_channel && !p.code.is_table) {
+    for (int i = 0; i < valid * kKneeWidth; i += kSector) {
+      prefetch_sector(p.code.rows + channel * kKneeWidth + i);
+    }
+  }
+}
+
+// Where the 32 threads of a warp exchange weights: 16 bytes a channel, and as much again after each thread's
+// eight, so that neither its reads nor its writes meet in a bank.
+struct WeightExchange {
+  float4 slot[32 * (kConvVector + 1)];
+};
+
+// The sums of the next three outputs, as far as their inputs are known.
+struct ConvSums {
+  float sum[kMaxTaps - 1][kConvVector];
+};
+
+// kFast: four taps, whole vectors, and parameters that may be loaded as vectors; then all 32 threads of a
+// warp make theirs together, with an exchange of the warp's own.
 template <class T, bool kFast>
 struct Convolution {
   float weight[kMaxTaps][kConvVector];
   float bias[kConvVector];
   Pieces pieces;
   int taps;
+  bool is_straight = true;  // whether the code of x has no knee
 
-  // With `mute`, a channel whose parameters are NaN gives 0, which is what NaN is encoded as.
-  __device__ Convolution(const ConvParameters& p, int64_t channel, int valid, bool mute) : taps(p.taps) {
+  // With `finite`, a channel that has a NaN among its parameters gives 0, which is what NaN is encoded as,
+  // and infinite ones become large: no result is NaN then.
+  __device__ Convolution(const ConvParameters& p, int64_t channel, int valid, bool finite,
+                         WeightExchange* exchange)
+      : taps(p.taps) {
+    load(p, channel, valid, exchange);
     float scale = -kLog2e;
     if constexpr (sizeof(T) == 1) {
       const Knee knee = Knee::load(p.x_code);
       pieces = Pieces::of(knee);
+      pieces.origin = kIntegerBias + knee.zero;
+      is_straight = knee.gain == 0.0f;
       scale *= knee.scale;
     }
+    float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < kConvVector; ++i) {
-      const bool exists = i < valid;
-      bias[i] = exists && p.bias ? -kLog2e * p.bias[channel + i] : 0.0f;
-      float sum = bias[i];
-      const float4 four =
-          kFast || (taps == kMaxTaps && exists && p.aligned)
-              ? *reinterpret_cast<const float4*>(p.weight + (channel + i) * kMaxTaps)
-              : make_float4(weight_of(p, channel + i, 0, exists), weight_of(p, channel + i, 1, exists),
-                            weight_of(p, channel + i, 2, exists), weight_of(p, channel + i, 3, exists));
-      weight[0][i] = scale * four.x;
-      weight[1][i] = scale * four.y;
-      weight[2][i] = scale * four.z;
-      weight[3][i] = scale * four.w;
-      sum += fabsf(weight[0][i]) + fabsf(weight[1][i]) + fabsf(weight[2][i]) + fabsf(weight[3][i]);
-      if (mute && sum != sum) {
-        bias[i] = 0.0f;
+      bias[i] *= -kLog2e;
+      sum += fabsf(bias[i]);
 #pragma unroll
-        for (int k = 0; k < kMaxTaps; ++k) {
-          weight[k][i] = 0.0f;
-        }
+      for (int k = 0; k < kMaxTaps; ++k) {
+        weight[k][i] *= scale;
+        sum += fabsf(weight[k][i]);
       }
+    }
+    if (finite && !(sum <= kFinite)) {
+      make_finite();
     }
   }
 
-  // The k-th of four weights; with fewer taps the first are missing, so that the last tap meets the newest
-  // input.
-  static __device__ __forceinline__ float weight_of(const ConvParameters& p, int64_t channel, int k,
-                                                    bool exists) {
-    const int tap = k - (kMaxTaps - p.taps);
-    return exists && tap >= 0 ? p.weight[channel * p.taps + tap] : 0.0f;
+  __device__ __forceinline__ ConvSums start() const {
+    ConvSums s;
+#pragma unroll
+    for (int k = 0; k < kMaxTaps - 1; ++k) {
+#pragma unroll
+      for (int i = 0; i < kConvVector; ++i) {
+        s.sum[k][i] = bias[i];
+      }
+    }
+    return s;
   }
 
+  // One row of inputs; p[i] becomes its output. Each output is bias, oldest input, ..., newest input, added
+  // in this order. Taps that do not exist are skipped: 0 * inf would be NaN.
+  __device__ __forceinline__ void feed(ConvSums& s, const float (&x)[kConvVector],
+                                       float (&p)[kConvVector]) const {
+#pragma unroll
+    for (int i = 0; i < kConvVector; ++i) {
+      p[i] = fmaf(weight[3][i], x[i], s.sum[0][i]);
+      s.sum[0][i] = fmaf(weight[2][i], x[i], s.sum[1][i]);
+      s.sum[1][i] = kFast || taps > 2 ? fmaf(weight[1][i], x[i], s.sum[2][i]) : s.sum[2][i];
+      s.sum[2][i] = kFast || taps > 3 ? fmaf(weight[0][i], x[i], bias[i]) : bias[i];
+    }
+  }
+
+  // kStraight: the code of x is known to have no knee; the values are the same.
+  template <bool kStraight>
   __device__ __forceinline__ void values(const Raw<T, kConvVector>& raw, float (&x)[kConvVector]) const {
     if constexpr (sizeof(T) == 1) {
 #pragma unroll
       for (int i = 0; i < kConvVector; ++i) {
-        x[i] = pieces.value(biased_byte(raw.word[i / 4] ^ 0x80808080u, i % 4));
+        const float biased = biased_code(raw.word[i / 4], i % 4);
+        x[i] = kStraight ? biased - pieces.origin : pieces.value(biased);
       }
     } else {
       unpack(raw, x);
     }
   }
 
-  // x[0] is the oldest input. Taps that do not exist are skipped: 0 * inf would be NaN.
-  __device__ __forceinline__ float silu_over_ln2(int i, float x0, float x1, float x2, float x3) const {
-    float p = bias[i];
-    if (kFast || taps > 3) {
-      p = fmaf(weight[0][i], x0, p);
-    }
-    if (kFast || taps > 2) {
-      p = fmaf(weight[1][i], x1, p);
-    }
-    p = fmaf(weight[2][i], x2, p);
-    p = fmaf(weight[3][i], x3, p);
-    return p * reciprocal_approx(1.0f + exp2_approx(p));
-  }
-};
+ private:
+  static constexpr float kFinite = 0x1p90f;
 
-// Codes by a saturating multiply-add: the code as a fraction of [qmin, qmax], once by the fine and once by
-// the coarse piece, of which the smaller applies. A few 1e-5 of a step from Knee::encode, so that the code is
-// another only next to a tie, where the approximate exponential decides as well.
-template <int kCodes>
-struct KneeResult {
-  using Out = int8_t;
-  static constexpr bool kMutesNan = true;
-  float slope[kCodes], offset[kCodes], coarse_slope[kCodes], coarse_offset[kCodes], range[kCodes],
-      base[kCodes];
-
-  __device__ KneeResult(const CodeView& code, const float*, int64_t channel, int valid) {
+  __device__ __forceinline__ void load(const ConvParameters& p, int64_t channel, int valid,
+                                       WeightExchange* exchange) {
+    if constexpr (kFast) {
+      // A thread's weights are 128 bytes, so that a load of its own would touch 32 lines a warp. In the j-th
+      // load the warp reads those of threads 4 j to 4 j + 3 instead.
+      const unsigned lane = threadIdx.x % 32, vector = static_cast<unsigned>(channel / kConvVector);
+      const float4* from = reinterpret_cast<const float4*>(p.weight);
+      float4 other[kConvVector];
 #pragma unroll
-    for (int i = 0; i < kCodes; ++i) {
-      const Knee knee = Knee::load(code.rows + (kCodes == 1 ? 0 : channel + min(i, valid - 1)) * kKneeWidth);
-      const float ratio = 1.0f + knee.inv_gain;
-      range[i] = fmaxf(knee.qmax - knee.qmin, 1.0f);
-      base[i] = kIntegerBias + knee.qmin;
-      const float unit = 1.0f / range[i];
-      slope[i] = -kLn2 * knee.inv_scale * unit;
-      offset[i] = (knee.zero - knee.qmin) * unit;
-      coarse_slope[i] = slope[i] * ratio;
-      coarse_offset[i] = (knee.zero * ratio - knee.inv_gain * knee.knee - knee.qmin) * unit;
-    }
-  }
-
-  __device__ __forceinline__ Raw<int8_t, kConvVector> result(const float (&s)[kConvVector]) const {
-    uint32_t bits[kConvVector];
+      for (int j = 0; j < kConvVector; ++j) {
+        const unsigned owner = __shfl_sync(0xffffffffu, vector, 4 * j + lane / kConvVector);
+        other[j] = from[static_cast<int64_t>(owner) * kConvVector + lane % kConvVector];
+      }
 #pragma unroll
-    for (int i = 0; i < kConvVector; ++i) {
-      const int c = kCodes == 1 ? 0 : i;
-      const float fine = fma_saturated(s[i], slope[c], offset[c]);
-      const float coarse = fma_saturated(s[i], coarse_slope[c], coarse_offset[c]);
-      bits[i] = __float_as_uint(fmaf(fminf(fine, coarse), range[c], base[c]));
+      for (int j = 0; j < kConvVector; ++j) {
+        exchange->slot[36 * j + lane + lane / kConvVector] = other[j];
+      }
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < kConvVector; ++i) {
+        const float4 four = exchange->slot[lane * (kConvVector + 1) + i];
+        weight[0][i] = four.x, weight[1][i] = four.y, weight[2][i] = four.z, weight[3][i] = four.w;
+        bias[i] = 0.0f;
+      }
+      if (p.bias) {
+        unpack(load_raw<float, kConvVector>(p.bias + channel, true, kConvVector), bias);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kConvVector; ++i) {
+        bias[i] = i < valid && p.bias ? p.bias[channel + i] : 0.0f;
+#pragma unroll
+        for (int k = 0; k < kMaxTaps; ++k) {  // with fewer taps the first of four are missing
+          const int tap = k - (kMaxTaps - taps);
+          weight[k][i] = i < valid && tap >= 0 ? p.weight[(channel + i) * taps + tap] : 0.0f;
+        }
+      }
     }
-    Raw<int8_t, kConvVector> raw;
-    raw.word[0] = pack_bytes(bits[0], bits[1], bits[2], bits[3]);
-    raw.word[1] = pack_bytes(bits[4], bits[5], bits[6], bits[7]);
-    return raw;
   }
-};
 
-// A table that all channels share lies in shared memory (`shared`).
-struct TableResult {
-  using Out = int8_t;
-  static constexpr bool kMutesNan = true;
-  const float* first;
-  int64_t step;
-  int last;
-
-  __device__ TableResult(const CodeView& code, const float* shared, int64_t channel, int valid)
-      : first(code.per_channel ? code.rows + channel * kTableWidth : shared),
-        step(code.per_channel ? kTableWidth : 0),
-        last(valid - 1) {}
-
-  __device__ __forceinline__ Raw<int8_t, kConvVector> result(const float (&s)[kConvVector]) const {
-    float q[kConvVector];
+  __device__ __forceinline__ void make_finite() {
 #pragma unroll
     for (int i = 0; i < kConvVector; ++i) {
-      q[i] = Table::load(first + min(i, last) * step).encode(-kLn2 * s[i]);
-    }
-    return pack<int8_t, kConvVector>(q);
-  }
-};
-
-template <class T>
-struct FloatResult {
-  using Out = T;
-  static constexpr bool kMutesNan = false;
-
-  __device__ FloatResult(const CodeView&, const float*, int64_t, int) {}
-
-  __device__ __forceinline__ Raw<T, kConvVector> result(const float (&s)[kConvVector]) const {
-    float y[kConvVector];
+      float sum = fabsf(bias[i]);
 #pragma unroll
-    for (int i = 0; i < kConvVector; ++i) {
-      y[i] = -kLn2 * s[i];
+      for (int k = 0; k < kMaxTaps; ++k) {
+        sum += fabsf(weight[k][i]);
+      }
+      const float limit = sum == sum ? kFinite : 0.0f;  // the minimum of NaN and 0 is 0
+      bias[i] = fmaxf(fminf(bias[i], limit), -limit);
+#pragma unroll
+      for (int k = 0; k < kMaxTaps; ++k) {
+        weight[k][i] = fmaxf(fminf(weight[k][i], limit), -limit);
+      }
     }
-    return pack<T, kConvVector>(y);
   }
 };
 
-// Calls f with the type that makes the result.
-template <class F>
-void dispatch_result(const CodeView& code, ScalarType dtype, F&& f) {
-  if (code.rows == nullptr) {
-    return dispatch_floating(dtype,
-                             [&](auto type) { f(Type<FloatResult<typename decltype(type)::type>>{}); });
+// By what SiLU(y) / -ln 2 is multiplied on its way, in the two forms in which it is applied.
+struct SiluFactor {
+  static constexpr float kLeast = 0x1p-62f;
+  float paired, inverse;
+
+  static __device__ __forceinline__ SiluFactor of(float factor) {
+    return {factor * kLeast, reciprocal_approx(factor)};
   }
-  if (code.is_table) {
-    return f(Type<TableResult>{});
-  }
-  code.per_channel ? f(Type<KneeResult<kConvVector>>{}) : f(Type<KneeResult<1>>{});
+  // For SiLU itself.
+  static __device__ __forceinline__ SiluFactor plain() { return {-kLn2 * kLeast, -kLog2e}; }
+};
+
+// factor * p / (1 + 2^p) as a product that is left to whoever wants to add to it.
+struct SiluTerm {
+  float numerator, reciprocal;
+};
+
+__device__ __forceinline__ SiluTerm silu_alone(float p, const SiluFactor& factor) {
+  return {p, reciprocal_approx(fmaf(exp2_approx(p), factor.inverse, factor.inverse))};
 }
 
-// Copies the table that all channels share.
-template <class Result>
-__device__ __forceinline__ void load_shared_table(const CodeView& code, float* shared) {
-  if constexpr (std::is_same_v<Result, TableResult>) {
-    if (!code.per_channel) {
-      for (int i = threadIdx.x; i < kTableWidth; i += blockDim.x) {
-        shared[i] = code.rows[i];
-      }
-      __syncthreads();
-    }
+// Of two channels a and b, p_a d_b / (d_a d_b) needs one reciprocal for both. Their denominators are kept in
+// [2^-62, 1] by a saturating addition, so that neither the product nor its reciprocal leaves the range of
+// fp32: 1 + 2^p counts as 2^62 beyond it, where SiLU is 2^-56 at most. A NaN would reach the neighbour.
+__device__ __forceinline__ SiluTerm silu_paired(float p, float other, const SiluFactor& factor) {
+  const float own = fma_saturated(exp2_approx(p), SiluFactor::kLeast, SiluFactor::kLeast);
+  const float theirs = fma_saturated(exp2_approx(other), SiluFactor::kLeast, SiluFactor::kLeast);
+  return {p * theirs, reciprocal_approx(own * theirs) * factor.paired};
+}
+
+// All eight channels; kPaired is for inputs that have no NaN.
+template <bool kPaired, class Result>
+__device__ __forceinline__ void silu_terms(const float (&p)[kConvVector], const Result& result,
+                                           SiluTerm (&term)[kConvVector]) {
+#pragma unroll
+  for (int i = 0; i < kConvVector; ++i) {
+    term[i] = kPaired && i < kPairedChannels ? silu_paired(p[i], p[i ^ 1], result.factor(i))
+                                             : silu_alone(p[i], result.factor(i));
   }
 }
 
@@ -222,9 +262,13 @@ inline ConvParameters checked_parameters(const char* op, const Tensor& x, const 
   if (!code) {
     check_result_type({op, "dtype"}, dtype);
   }
-  return {
-      floats(x_code), floats(weight),        floats(bias), view_of(code), static_cast<int>(weight.size(1)),
-      channels,       is_aligned(weight, 16)};
+  return {floats(x_code),
+          floats(weight),
+          floats(bias),
+          view_of(code),
+          static_cast<int>(weight.size(1)),
+          channels,
+          is_aligned(weight, 16) && is_aligned(bias, 16)};
 }
 
 inline void check_state(const Argument& argument, const Tensor& state, const Tensor& x, int64_t taps,

@@ -1,16 +1,16 @@
 // Results of the convolution that are codes of two scales, and where their selectors go.
 #pragma once
 
-#include "conv.cuh"
+#include "conv_results.cuh"
 #include "pairs.cuh"
 
 namespace dualscale {
 
-// Codes by a saturating multiply-add, as KneeResult: the selector is another only next to the limit.
+// Codes and selectors, as KneeResult: another code or selector only next to a tie or the limit.
 template <int kCodes>
 struct PairResult {
   using Out = int8_t;
-  static constexpr bool kMutesNan = true;
+  static constexpr bool kFinite = true;
   float inner[kCodes], outer[kCodes], limit[kCodes];
 
   // `valid` may be below 1: then the last channel's code stands in.
@@ -18,30 +18,33 @@ struct PairResult {
 #pragma unroll
     for (int i = 0; i < kCodes; ++i) {
       const Pair pair = Pair::load(code.rows + (kCodes == 1 ? 0 : channel + min(i, valid - 1)) * kPairWidth);
-      constexpr float kUnit = -kLn2 / (2.0f * kPairMax);  // of the range, to a fraction of [-127, 127]
-      inner[i] = pair.inv_inner * kUnit;
-      outer[i] = pair.inv_outer * kUnit;
-      limit[i] = pair.limit * (1.0f / kLn2);
+      inner[i] = pair.inv_inner;
+      outer[i] = pair.inv_outer;
+      limit[i] = pair.limit;
     }
   }
 
+  __device__ __forceinline__ SiluFactor factor(int) const { return SiluFactor::plain(); }
+  __device__ __forceinline__ bool is_lean() const { return true; }
+
   // Bit i of `bits` becomes the selector of the i-th channel.
-  __device__ __forceinline__ Raw<int8_t, kConvVector> result(const float (&s)[kConvVector],
+  template <bool kNan>
+  __device__ __forceinline__ Raw<int8_t, kConvVector> result(const SiluTerm (&term)[kConvVector],
                                                              uint32_t& bits) const {
-    uint32_t codes[kConvVector];
+    float q[kConvVector];
     bits = 0;
 #pragma unroll
     for (int i = 0; i < kConvVector; ++i) {
       const int c = kCodes == 1 ? 0 : i;
-      const bool is_outlier = fabsf(s[i]) >= limit[c];
-      const float fraction = fma_saturated(s[i], is_outlier ? outer[c] : inner[c], 0.5f);
-      codes[i] = __float_as_uint(fmaf(fraction, 2.0f * kPairMax, kIntegerBias - kPairMax));
+      float y = term[i].numerator * term[i].reciprocal;
+      if constexpr (kNan) {
+        y = y == y ? y : 0.0f;
+      }
+      const bool is_outlier = fabsf(y) >= limit[c];
+      q[i] = fmaxf(y * (is_outlier ? outer[c] : inner[c]), -kPairMax);
       bits |= is_outlier ? 1u << i : 0u;
     }
-    Raw<int8_t, kConvVector> raw;
-    raw.word[0] = pack_bytes(codes[0], codes[1], codes[2], codes[3]);
-    raw.word[1] = pack_bytes(codes[4], codes[5], codes[6], codes[7]);
-    return raw;
+    return pack_nearest(q);
   }
 };
 
@@ -68,16 +71,16 @@ struct SelectorSink<MaskSelectors> {
                           int64_t channel, int64_t, int)
       : at(selectors.view.row(batch, token) + channel / kConvVector), row_bytes(selectors.view.row_bytes) {}
 
-  template <class Result>
-  __device__ __forceinline__ void row(int8_t* out, const Result& result, const float (&y)[kConvVector], int,
+  __device__ __forceinline__ void row(int8_t* out, const Raw<int8_t, kConvVector>& codes, uint32_t bits, int,
                                       bool exists, bool aligned, int valid) {
     if (exists) {
-      uint32_t bits;
-      store_raw(out, result.result(y, bits), aligned, valid);
+      store_raw(out, codes, aligned, valid);
       *at = static_cast<uint8_t>(bits);
     }
     at += row_bytes;
   }
+
+  __device__ __forceinline__ void turn() const {}
 
   __device__ __forceinline__ void close() const {}
 };
@@ -99,11 +102,8 @@ struct SelectorSink<ListSelectors> {
     writer.begin(first);
   }
 
-  template <class Result>
-  __device__ __forceinline__ void row(int8_t* out, const Result& result, const float (&y)[kConvVector], int r,
+  __device__ __forceinline__ void row(int8_t* out, const Raw<int8_t, kConvVector>& codes, uint32_t own, int r,
                                       bool exists, bool aligned, int valid) {
-    uint32_t own;
-    const Raw<int8_t, kConvVector> codes = result.result(y, own);
     if (exists) {
       store_raw(out, codes, aligned, valid);
       bits |= own << (8 * r);

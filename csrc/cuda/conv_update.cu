@@ -1,12 +1,9 @@
 // Causal depthwise convolution + bias + SiLU + encode for one token; the window of inputs is shifted in
-// place.
-#include "ahead.cuh"
+// place. A thread has eight channels, and of many sequences some each, whose taps it reads once.
 #include "conv_pairs.cuh"
 
 namespace dualscale {
 namespace {
-
-constexpr int kThreads = 128;
 
 struct Token {
   int64_t x_stride, state_batch_stride, state_row_stride;
@@ -14,91 +11,140 @@ struct Token {
   bool x_aligned, state_aligned, out_aligned;
 };
 
-// What a thread will read that no kernel of the same step has written: parameters and the state.
+// Sequences of a thread where there are many; their inputs wait in registers.
 template <class T>
-__device__ __forceinline__ void prefetch_token(const ConvParameters& p, const T* state, int64_t channel,
-                                               int valid, int64_t state_row_stride) {
-  constexpr int kSector = 8;  // floats that one prefetch surely brings
-  const float* weight = p.weight + channel * p.taps;
-  for (int i = 0; i < valid * p.taps; i += kSector) {
-    prefetch_sector(weight + i);
-  }
-  if (p.bias) {
-    prefetch_sector(p.bias + channel);
-  }
-  if (p.code.rows && p.code.per_channel && !p.code.is_table) {
-    for (int i = 0; i < valid * kKneeWidth; i += kSector) {
-      prefetch_sector(p.code.rows + channel * kKneeWidth + i);
-    }
-  }
-  for (int row = 0; row + 1 < p.taps; ++row) {
-    prefetch_sector(state + row * state_row_stride);
-  }
-}
+constexpr int kManySequences = sizeof(T) == 1   ? kTokenBatch
+                               : sizeof(T) == 2 ? (kTokenBatch + 1) / 2
+                                                : 1;
 
-// With lists (Selectors) all threads of a warp go on to the end; those beyond the batch only take part.
-template <class T, class Result, class Selectors>
-__global__ void __launch_bounds__(kThreads) convolve_token(const T* x, T* state, typename Result::Out* out,
-                                                           ConvParameters p, Token s, Selectors selectors) {
+// All threads of a warp go on to the end, where they exchange weights or write lists (Selectors) together.
+// Those beyond the batch only take part.
+template <class T, class Result, bool kFast, int kSequences, class Selectors>
+__global__ void __launch_bounds__(kTokenThreads)
+    convolve_token(const T* x, T* state, typename Result::Out* out, ConvParameters p, Token s,
+                   Selectors selectors) {
+  static_assert(kSequences == 1 || !Selectors::kPairs, "a list is written for one sequence at a time");
   __shared__ float table[std::is_same_v<Result, TableResult> ? kTableWidth : 1];
-  const unsigned item = blockIdx.x * kThreads + threadIdx.x;
+  const unsigned item = blockIdx.x * kTokenThreads + threadIdx.x;
   const int64_t channel = static_cast<int64_t>(item % s.vectors) * kConvVector;
-  const int64_t wanted = item / s.vectors;
-  const int64_t batch = Selectors::kLists ? min(wanted, static_cast<int64_t>(s.batch) - 1) : wanted;
-  const int valid = static_cast<int>(min(static_cast<int64_t>(kConvVector), p.channels - channel));
-  x += batch * s.x_stride + channel;
-  state += batch * s.state_batch_stride + channel;
-  if (batch < s.batch && (!Selectors::kLists || valid > 0)) {
-    prefetch_token(p, state, channel, valid, s.state_row_stride);
+  const int64_t first = static_cast<int64_t>(item / s.vectors) * kSequences;
+  const int valid =
+      kFast ? kConvVector : static_cast<int>(min(static_cast<int64_t>(kConvVector), p.channels - channel));
+  const bool x_aligned = kFast || s.x_aligned, state_aligned = kFast || s.state_aligned;
+  const int taps = kFast ? kMaxTaps : p.taps, missing = kMaxTaps - taps;
+  const int count = static_cast<int>(max(min(s.batch - first, static_cast<int64_t>(kSequences)), int64_t{0}));
+  x += first * s.x_stride + channel;
+  state += first * s.state_batch_stride + channel - missing * s.state_row_stride;
+  out += first * p.channels + channel;
+  if (first == 0) {
+    prefetch_parameters(p, channel, valid);
+  }
+#pragma unroll
+  for (int j = 0; j < kSequences; ++j) {
+#pragma unroll
+    for (int k = 0; k < kMaxTaps - 1; ++k) {
+      if (j < count && k >= missing && valid > 0) {
+        prefetch_sector(state + j * s.state_batch_stride + k * s.state_row_stride);
+      }
+    }
   }
   await_earlier();
   admit_later();
   load_shared_table<Result>(p.code, table);
-  if (!Selectors::kLists && batch >= s.batch) {
-    return;
-  }
-  const Convolution<T, false> conv(p, channel, valid, Result::kMutesNan);
-  const Result result(p.code, table, channel, valid);
 
-  float window[kMaxTaps][kConvVector] = {};
-  Raw<T, kConvVector> raw[kMaxTaps];
+  // The k-th of four inputs, the last of them x; with fewer taps the first are missing.
+  Raw<T, kConvVector> raw[kSequences][kMaxTaps];
 #pragma unroll
-  for (int k = 0; k < kMaxTaps; ++k) {
-    const int tap = k - (kMaxTaps - p.taps);
-    if (k == kMaxTaps - 1) {
-      raw[k] = load_raw<T, kConvVector>(x, s.x_aligned, valid);
-    } else if (tap >= 0) {
-      raw[k] = load_raw<T, kConvVector>(state + tap * s.state_row_stride, s.state_aligned, valid);
-    }
-    if (tap >= 0) {
-      conv.values(raw[k], window[k]);
-    }
-  }
+  for (int j = 0; j < kSequences; ++j) {
 #pragma unroll
-  for (int k = 1; k < kMaxTaps; ++k) {
-    const int row = k - 1 - (kMaxTaps - p.taps);
-    if (row >= 0 && (!Selectors::kLists || wanted < s.batch)) {
-      store_raw(state + row * s.state_row_stride, raw[k], s.state_aligned, valid);
+    for (int k = 0; k < kMaxTaps; ++k) {
+      if (j < count && k >= missing) {
+        raw[j][k] = k == kMaxTaps - 1
+                        ? load_raw<T, kConvVector>(x + j * s.x_stride, x_aligned, valid)
+                        : load_raw<T, kConvVector>(state + j * s.state_batch_stride + k * s.state_row_stride,
+                                                   state_aligned, valid);
+      }
     }
   }
-  float y[kConvVector];
+  __shared__ WeightExchange exchange[kFast ? kTokenThreads / 32 : 1];
+  const Convolution<T, kFast> conv(p, channel, valid, Result::kFinite,
+                                   &exchange[kFast ? threadIdx.x / 32 : 0]);
+  const Result result(p.code, table, channel, valid);
 #pragma unroll
-  for (int i = 0; i < kConvVector; ++i) {
-    y[i] = conv.silu_over_ln2(i, window[0][i], window[1][i], window[2][i], window[3][i]);
-    if (Result::kMutesNan && sizeof(T) > 1) {
-      y[i] = y[i] == y[i] ? y[i] : 0.0f;
+  for (int j = 0; j < kSequences; ++j) {
+    const bool exists = j < count;
+    ConvSums sums = conv.start();
+    float sum[kConvVector];
+    SiluTerm term[kConvVector];
+#pragma unroll
+    for (int k = 0; k < kMaxTaps; ++k) {
+      if (k >= missing) {
+        float value[kConvVector];
+        conv.template values<false>(raw[j][k], value);
+        conv.feed(sums, value, sum);
+      }
+    }
+#pragma unroll
+    for (int k = 1; k < kMaxTaps; ++k) {
+      if (exists && k > missing) {
+        store_raw(state + j * s.state_batch_stride + (k - 1) * s.state_row_stride, raw[j][k], state_aligned,
+                  valid);
+      }
+    }
+    silu_terms<kPairsReciprocals<T, Result>>(sum, result, term);
+    if constexpr (Selectors::kPairs) {
+      uint32_t bits;
+      const auto codes = result.template result<kMayBeNan<T>>(term, bits);
+      [[maybe_unused]] __shared__ uint32_t kept[Selectors::kLists ? kTileWords : 1][kTokenThreads];
+      const int64_t batch = min(first, static_cast<int64_t>(s.batch) - 1);
+      SelectorSink<Selectors> sink(selectors, kept, batch, 0, channel, p.channels, exists ? 1 : 0);
+      sink.row(out, codes, bits, 0, exists, kFast || s.out_aligned, valid);
+      sink.close();
+    } else if (exists) {
+      store_raw(out + j * p.channels, result.template result<false, kMayBeNan<T>>(term),
+                kFast || s.out_aligned, valid);
     }
   }
-  if constexpr (Selectors::kPairs) {
-    out += batch * p.channels + channel;
-    const bool exists = wanted < s.batch;
-    [[maybe_unused]] __shared__ uint32_t kept[Selectors::kLists ? kTileWords : 1][kThreads];
-    SelectorSink<Selectors> sink(selectors, kept, batch, 0, channel, p.channels, exists ? 1 : 0);
-    sink.row(out, result, y, 0, exists, s.out_aligned, valid);
-    sink.close();
-  } else {
-    store_raw(out + batch * p.channels + channel, result.result(y), s.out_aligned, valid);
+}
+
+struct TokenCall {
+  const Tensor& x;
+  const Tensor& state;
+  Tensor& out;
+  const ConvParameters& p;
+  Token s;
+  cudaStream_t stream;
+};
+
+template <class T, class Result, bool kFast, int kSequences, class Selectors>
+void launch_token(const TokenCall& call, const Token& s, const Selectors& selectors) {
+  const int64_t items = s.vectors * ceil_div(s.batch, kSequences);
+  launch_early(convolve_token<T, Result, kFast, kSequences, Selectors>,
+               grid_of("causal_conv1d_update", ceil_div(items, kTokenThreads)), kTokenThreads, 0,
+               call.x.get_device_index(), call.stream, static_cast<const T*>(call.x.data_ptr()),
+               static_cast<T*>(call.state.data_ptr()),
+               static_cast<typename Result::Out*>(call.out.data_ptr()), call.p, s, selectors);
+}
+
+template <class T, class Result, class Selectors>
+void run_token(const TokenCall& call, const Selectors& selectors) {
+  const ConvParameters& p = call.p;
+  Token s = call.s;
+  s.x_aligned = is_aligned(call.x, Raw<T, kConvVector>::kAlignment);
+  s.state_aligned = is_aligned(call.state, Raw<T, kConvVector>::kAlignment);
+  s.out_aligned = p.channels % kConvVector == 0;
+  const bool fast = p.taps == kMaxTaps && p.aligned && s.x_aligned && s.state_aligned && s.out_aligned &&
+                    s.vectors * static_cast<int64_t>(kConvVector) == p.channels;
+  if (!fast) {
+    return launch_token<T, Result, false, 1>(call, s, selectors);
   }
+  if constexpr (!Selectors::kPairs && kManySequences<T> > 1) {
+    constexpr int64_t kFew = 512;  // threads of a multiprocessor that have work enough with one sequence each
+    if (static_cast<int64_t>(s.vectors) * s.batch > multiprocessors(call.x.get_device_index()) * kFew) {
+      return launch_token<T, Result, true, kManySequences<T>>(call, s, selectors);
+    }
+  }
+  launch_token<T, Result, true, 1>(call, s, selectors);
 }
 
 Tensor causal_conv1d_update(const Tensor& x, const OptionalTensor& x_code, const Tensor& state,
@@ -121,17 +167,11 @@ Tensor causal_conv1d_update(const Tensor& x, const OptionalTensor& x_code, const
     s.vectors = static_cast<unsigned>(ceil_div(s.vectors, kSegment) * kSegment);
   }
   s.batch = static_cast<unsigned>(x.size(0));
-  s.out_aligned = p.channels % kConvVector == 0;
-  const unsigned grid = grid_of(op, ceil_div(static_cast<int64_t>(s.vectors) * s.batch, kThreads));
+  const TokenCall call{x, state, out, p, s, device.stream};
   dispatch_activation(x.scalar_type(), [&](auto input) {
     using T = typename decltype(input)::type;
-    s.x_aligned = is_aligned(x, Raw<T, kConvVector>::kAlignment);
-    s.state_aligned = is_aligned(state, Raw<T, kConvVector>::kAlignment);
-    const auto run = [&](auto result, auto own) {
-      using Result = typename decltype(result)::type;
-      launch_early(convolve_token<T, Result, decltype(own)>, grid, kThreads, 0, x.get_device_index(),
-                   device.stream, static_cast<const T*>(x.data_ptr()), static_cast<T*>(state.data_ptr()),
-                   static_cast<typename Result::Out*>(out.data_ptr()), p, s, own);
+    const auto run = [&](auto result, const auto& own) {
+      run_token<T, typename decltype(result)::type>(call, own);
     };
     if (selectors.mask == nullptr) {
       dispatch_result(p.code, dtype, [&](auto result) { run(result, NoSelectors{}); });

@@ -78,6 +78,21 @@ __device__ __forceinline__ void store_eight(void* to, Kind kind, int64_t offset,
   }
 }
 
+// Rounds to a type and back.
+__device__ __forceinline__ void round_to(Kind kind, float (&x)[kEight]) {
+  if (kind == Kind::kHalf) {
+#pragma unroll
+    for (int j = 0; j < kEight; ++j) {
+      x[j] = __half2float(__float2half_rn(x[j]));
+    }
+  } else if (kind == Kind::kBFloat16) {
+#pragma unroll
+    for (int j = 0; j < kEight; ++j) {
+      x[j] = __bfloat162float(__float2bfloat16_rn(x[j]));
+    }
+  }
+}
+
 // Neighbouring floats of a parameter; kWhole: they may be read as two vectors.
 template <bool kWhole>
 __device__ __forceinline__ void load_floats(const float* from, int valid, float (&x)[kEight]) {

@@ -146,6 +146,36 @@ __device__ __forceinline__ float one_value(const Input& input, int64_t offset, i
   return value_of_bits(input, load_bits(input, offset), channel);
 }
 
+// The same to global memory where they are aligned and all there, each in one instruction: of stores that
+// depend on conditions the compiler makes single words.
+__device__ __forceinline__ void store_whole_four(void* to, Kind kind, int64_t offset, const float (&x)[4]) {
+  if (kind == Kind::kFloat) {
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(static_cast<float*>(to) + offset),
+                 "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+                 : "memory");
+    return;
+  }
+  uint32_t word[2];
+  const auto halves = [&](int i) {
+    const __half2 pair = __floats2half2_rn(x[2 * i], x[2 * i + 1]);
+    memcpy(&word[i], &pair, 4);
+  };
+  const auto bfloats = [&](int i) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
+    memcpy(&word[i], &pair, 4);
+  };
+  if (kind == Kind::kHalf) {
+    halves(0);
+    halves(1);
+  } else {
+    bfloats(0);
+    bfloats(1);
+  }
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(static_cast<uint16_t*>(to) + offset), "r"(word[0]),
+               "r"(word[1])
+               : "memory");
+}
+
 __device__ __forceinline__ void store_four(void* to, Kind kind, int64_t offset, const float (&x)[4],
                                            bool aligned, int valid) {
   switch (kind) {

@@ -1,99 +1,47 @@
 // The product of many rows of int8 with int8 weights on a Hopper GPU (wgmma).
 //
 // A block computes tiles of 128 rows one after another. One of its three groups of four warps copies steps of
-// 128 codes of x and of the weights into shared memory, several steps ahead; the other two multiply 64 rows
-// each and finish their sums in registers. Two blocks that form a cluster have neighbouring rows and the same
-// columns: each copies half of the weights for both, because it is the second level of the cache that would
-// run dry first.
+// 128 codes of x and of the weights into shared memory, several steps ahead; the other two multiply. They are
+// two teams, which take tiles in turn, so that one finishes its sums while the other keeps the tensor cores
+// at work; or one team, each with 64 rows of the same tile. Blocks of a cluster have neighbouring tiles: each
+// copies half of the rows, or of the weights, that it has in common with another, for both, because it is the
+// second level of the cache that would run dry first.
 //
 // Variants: with the knee term, x passes through registers, where its part beyond the knee is made, and has a
-// second set of sums; with group scales, integer sums of a group are added to floating-point ones.
+// second set of sums; with group scales, integer sums of a group are added to floating-point ones. For these
+// the registers suffice for one team.
 #pragma once
 
+#include "ahead.cuh"
 #include "gemm_finish.cuh"
+#include "gemm_tiles.cuh"
 
 namespace dualscale {
 
-constexpr int kTileRows = 128;
-constexpr int kGroupRows = 64;  // of a group of four warps
 constexpr int kGemmThreads = 3 * 128;
-constexpr int kGroupedTiles = 8;  // pairs of row tiles that are walked before the next columns' weights
-constexpr int kProducts = kLineBytes / kCodesOfProduct;
+constexpr int kMostBytes = 227 * 1024;
 
 // kFlush: products after which a group may end (1, 2 or 4), or 0 where a column has one scale.
-template <int kColumns, bool kKnee, int kFlush>
+template <int kTeams, int kColumns, bool kKnee, int kFlush>
 struct Gemm {
   using Sum = std::conditional_t<kFlush == 0, int32_t, float>;
-  static constexpr int kTileColumns = kColumns;
-  static constexpr int kSums = kColumns / 2;  // of a thread
+  static constexpr bool kBeyond = kKnee && kFlush == 0;
+  using Parameters = Columns<Sum, kColumns, kBeyond>;  // of a team
+  static constexpr int kTeamCount = kTeams, kTileColumns = kColumns;
+  static constexpr int kTiles = kTeams;          // of 64 rows, that a group of warps multiplies
+  static constexpr int kTeamWarps = 8 / kTeams;  // that finish a tile
+  static constexpr int kSums = kColumns / 2;     // of a thread and 64 rows
   static constexpr int kRowBytes = kTileRows * kLineBytes, kColumnBytes = kColumns * kLineBytes;
-  static constexpr int kStages = kColumns > 128 ? 4 : 6, kStageBytes = kRowBytes + kColumnBytes;
-  static constexpr int kTileBytes = kStages * kStageBytes;
-  using Parameters = Columns<Sum, kColumns, kKnee && kFlush == 0>;
-  static constexpr int kStrips = kTileBytes, kParameters = kStrips + 8 * kStripBytes;
-  static constexpr int kBarriers = kParameters + (sizeof(Parameters) + 15) / 16 * 16;
-  static constexpr int kShared = kBarriers + 2 * kStages * 8;
+  static constexpr int kStageBytes = kRowBytes + kColumnBytes;
+  static constexpr int kPieces = 8 * kPieceBytes * (kBeyond ? 2 : 1);  // a place for each warp
+  static constexpr int kRest = kPieces + kTeams * static_cast<int>(sizeof(Parameters)) + 256;
+  static constexpr int kStages = (kMostBytes - kRest) / kStageBytes;
+  static constexpr int kPiecesAt = kStages * kStageBytes, kParametersAt = kPiecesAt + kPieces;
+  static constexpr int kBarriersAt = kParametersAt + kTeams * static_cast<int>(sizeof(Parameters));
+  static constexpr int kShared = kBarriersAt + (2 * kStages + kTeams) * 8;
 };
 
 #if defined(DUALSCALE_HOPPER)
-
-// Where a tile lies: groups of row tiles, in each of them column by column.
-struct Tile {
-  int row, column;
-
-  static __device__ __forceinline__ Tile of(const Grid& grid, int index, int rank) {
-    const int pairs = (grid.row_tiles + grid.cluster - 1) / grid.cluster;
-    const int in_group = kGroupedTiles * grid.column_tiles, first = index / in_group * kGroupedTiles;
-    const int height = min(kGroupedTiles, pairs - first), rest = index % in_group;
-    return {(first + rest % height) * grid.cluster + rank, rest / height};
-  }
-  static __device__ __forceinline__ int count(const Grid& grid) {
-    return (grid.row_tiles + grid.cluster - 1) / grid.cluster * grid.column_tiles;
-  }
-};
-
-// The fragment of x for a product of a step: two matrices of rows, two of codes each.
-__device__ __forceinline__ void load_fragment(uint32_t tile, int product, uint32_t (&a)[4]) {
-  const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
-  load_matrices(tile + row * kLineBytes + ((2 * product + lane / 16) ^ (row % 8)) * 16, a);
-}
-
-// A place in the ring of steps.
-template <class G>
-struct Place {
-  int stage = 0;
-  uint32_t phase = 0;
-
-  __device__ __forceinline__ void advance() {
-    stage = stage + 1 == G::kStages ? 0 : stage + 1;
-    phase ^= stage == 0;
-  }
-};
-
-// Copies the steps of all tiles of the block, as far ahead as there is room.
-template <class G>
-__device__ __forceinline__ void copy_tiles(const CUtensorMap* x, const CUtensorMap* weight, const Grid& grid,
-                                           uint32_t tiles, uint32_t barriers, int rank) {
-  constexpr int kHalf = G::kColumnBytes / 2;
-  Place<G> place{0, 1};  // the first round finds the room free
-  for (int index = blockIdx.x / grid.cluster; index < Tile::count(grid); index += gridDim.x / grid.cluster) {
-    const Tile tile = Tile::of(grid, index, rank);
-    for (int step = 0; step < grid.steps; ++step) {
-      const uint32_t full = barriers + place.stage * 8, to = tiles + place.stage * G::kStageBytes;
-      barrier_wait(barriers + (G::kStages + place.stage) * 8, place.phase);
-      barrier_expect(full, G::kStageBytes);
-      copy_box(to, x, full, step * kLineBytes, tile.row * kTileRows, 0);
-      for (int half = 0; half < 2; ++half) {
-        const int row = tile.column * G::kTileColumns + half * G::kTileColumns / 2;
-        if (grid.cluster == 1 || half == rank) {
-          copy_box(to + G::kRowBytes + half * kHalf, weight, full, step * kLineBytes, row,
-                   grid.cluster == 1 ? 0 : 3);
-        }
-      }
-      place.advance();
-    }
-  }
-}
 
 // The scales of a group for the columns of this thread, fetched before they are needed.
 template <int kSums>
@@ -121,98 +69,97 @@ struct GroupScales {
   }
 };
 
-// What the two groups of warps that multiply have at hand.
-template <int kColumns, bool kKnee, int kFlush>
+// A stage's barrier tells rounds apart by one bit, so that a team must not wait for a stage before all stages
+// of the tile before have been full: the other team says so when it has begun with the last of them.
+struct Turns {
+  uint32_t barriers;  // a team's own
+  int team, number;   // of the next tile of the team
+
+  __device__ __forceinline__ void await() {
+    if (team > 0 || number > 0) {
+      barrier_wait(barriers + team * 8, (number - 1 + team) & 1);
+    }
+    ++number;
+  }
+  __device__ __forceinline__ void pass_on() const {
+    if (threadIdx.x % 32 == 0) {
+      barrier_arrive(barriers + (1 - team) * 8);
+    }
+  }
+};
+
+// What a group of warps that multiplies has at hand.
+template <class G, bool kKnee, int kFlush>
 struct Multiplier {
-  using G = Gemm<kColumns, kKnee, kFlush>;
   using Sum = typename G::Sum;
-  const Epilogue& e;
   const Grid& grid;
   uint32_t tiles, barriers;
+  int listener;
   KneeTerm term;
-  Place<G> place;
-  int32_t sums[G::kSums], beyond[kKnee ? G::kSums : 1];
+  Turns turns;
+  Place place;
+  Sums<G::kTileColumns, kKnee> sums[G::kTiles];
+  float total[kFlush ? G::kSums : 1];
 
-  // Not for their values, which the first product replaces: so that no register keeps those of the tile
-  // before.
   __device__ __forceinline__ void clear() {
 #pragma unroll
-    for (int i = 0; i < G::kSums; ++i) {
-      sums[i] = 0;
-      beyond[kKnee ? i : 0] = 0;
+    for (int tile = 0; tile < G::kTiles; ++tile) {
+      sums[tile].clear();
     }
   }
-  __device__ __forceinline__ uint32_t rows() const {
-    return tiles + place.stage * G::kStageBytes + (threadIdx.x / 128 - 1) * kGroupRows * kLineBytes;
+  __device__ __forceinline__ uint32_t stage() const { return tiles + place.stage * G::kStageBytes; }
+  // With one team, each group has the rows of its number.
+  __device__ __forceinline__ uint32_t rows(int tile) const {
+    const int own = G::kTeamCount > 1 ? tile : threadIdx.x / 128 - 1;
+    return stage() + own * kGroupRows * kLineBytes;
   }
   __device__ __forceinline__ void release(int stage) const {
-    const int lane = threadIdx.x % 32;
-    if (lane < grid.cluster) {
-      barrier_arrive(barriers + (G::kStages + stage) * 8, lane);
+    if (listener >= 0) {
+      barrier_arrive(barriers + (G::kStages + stage) * 8, listener);
     }
   }
 
-  // Issues products of the step at hand from the `first` on; x comes from `codes`, what lies beyond the knee
-  // from `over`.
-  template <int kCount>
-  __device__ __forceinline__ void issue(int first, const uint32_t (&codes)[kCount][4],
-                                        const uint32_t (&over)[kCount][4], bool add) {
-    const uint64_t weight = tile_view(tiles + place.stage * G::kStageBytes + G::kRowBytes),
-                   row = tile_view(rows());
-    products_begin();
-#pragma unroll
-    for (int p = 0; p < kCount; ++p) {
-      if constexpr (kKnee) {
-        multiply(sums, codes[p], moved(weight, first + p), add || p > 0);
-        multiply(beyond, over[p], moved(weight, first + p), add || p > 0);
-      } else {
-        multiply(sums, moved(row, first + p), moved(weight, first + p), add || p > 0);
-      }
-    }
-    products_commit();
-  }
-  template <int kCount>
-  __device__ __forceinline__ void fetch(int first, uint32_t (&codes)[kCount][4],
-                                        uint32_t (&over)[kCount][4]) const {
-    if constexpr (kKnee) {
-#pragma unroll
-      for (int p = 0; p < kCount; ++p) {
-        load_fragment(rows(), first + p, codes[p]);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          over[p][i] = term.excess(codes[p][i]);
-        }
-      }
-    }
-  }
-
-  // Exact sums of all steps: without a knee, a step's products run while the next step arrives.
+  // Exact sums of all steps: the products of a step, or with a knee of half a one, run while the next arrives
+  // and, with a knee, passes through the registers.
   __device__ __forceinline__ void sum_steps() {
-    constexpr int kOpen = kKnee ? 0 : 1;
+    constexpr int kPart = kKnee ? kProducts / 2 : kProducts;
     int last = 0;
     clear();
+    if constexpr (G::kTeamCount > 1) {
+      turns.await();
+    }
     for (int step = 0; step < grid.steps; ++step) {
-      uint32_t codes[kProducts][4], over[kProducts][4];
       barrier_wait(barriers + place.stage * 8, place.phase);
-      fetch(0, codes, over);
-      issue(0, codes, over, step > 0);
-      products_wait<kOpen>();
-      if (step >= kOpen) {
-        release(kKnee ? place.stage : last);
+#pragma unroll
+      for (int first = 0; first < kProducts; first += kPart) {
+#pragma unroll
+        for (int tile = 0; tile < G::kTiles; ++tile) {
+          sums[tile].template start<kPart>(rows(tile), stage() + G::kRowBytes, first, term,
+                                           step > 0 || first > 0);
+        }
+        products_wait<G::kTiles>();
+        if (step > 0 && first == 0) {
+          release(last);
+        }
       }
       last = place.stage;
-      place.advance();
+      place.advance(G::kStages);
     }
-    if constexpr (!kKnee) {
-      products_wait<0>();
-      release(last);
+    if constexpr (G::kTeamCount > 1) {
+      turns.pass_on();
     }
+    products_wait<0>();
+    release(last);
   }
 
   // Sums of groups, times their scales. A group takes whole steps, or a step has several.
-  __device__ __forceinline__ void sum_groups(int64_t column, float (&total)[G::kSums]) {
+  __device__ __forceinline__ void sum_groups(int64_t column) {
     constexpr int kPart = kFlush ? kFlush : kProducts, kParts = kProducts / kPart;
     clear();
+#pragma unroll
+    for (int i = 0; i < (kFlush ? G::kSums : 1); ++i) {
+      total[i] = 0.0f;
+    }
     for (int step = 0; step < grid.steps; ++step) {
       barrier_wait(barriers + place.stage * 8, place.phase);
       const bool begins = kParts > 1 || step % grid.group_steps == 0;
@@ -220,126 +167,168 @@ struct Multiplier {
 #pragma unroll 1
       for (int part = 0; part < kParts; ++part) {
         GroupScales<G::kSums> scales;
-        uint32_t codes[kPart][4], over[kPart][4];
         if (ends) {
           scales.load(grid, kParts > 1 ? step * kParts + part : step / grid.group_steps, column);
         }
-        fetch(part * kPart, codes, over);
-        issue(part * kPart, codes, over, !begins);
+        sums[0].template start<kPart>(rows(0), stage() + G::kRowBytes, part * kPart, term, !begins);
         products_wait<0>();
         if (ends) {
-          scales.template add<kKnee>(term, sums, beyond, total);
+          scales.template add<kKnee>(term, sums[0].plain, sums[0].beyond, total);
         }
       }
       release(place.stage);
-      place.advance();
+      place.advance(G::kStages);
+    }
+  }
+
+  // This thread's sums of the n-th piece to shared memory.
+  __device__ __forceinline__ void put(uint32_t piece, int n) const {
+    constexpr int kAcross = G::kTileColumns / kChunkColumns;
+    const auto store = [&](int offset, const int32_t (&v)[2]) { store_pair(piece + offset, v); };
+    with_number<G::kTiles * kAcross>(n, [&](auto number) {
+      constexpr int i = decltype(number)::value, first = i % kAcross * kPieceSums;
+      if constexpr (kFlush > 0) {
+        each_pair(total + first, store);
+      } else {
+        each_pair(sums[i / kAcross].plain + first, store);
+      }
+      if constexpr (G::kBeyond) {
+        each_pair(sums[i / kAcross].beyond + first,
+                  [&](int offset, const int32_t (&v)[2]) { store_pair(piece + kPieceBytes + offset, v); });
+      }
+    });
+  }
+
+  // Scales and encodes a piece, of which this lane has eight columns of two rows: both at once, or with a
+  // knee one after the other.
+  template <Encoding kEncoding>
+  __device__ __forceinline__ void finish_piece(const Epilogue& e, const typename G::Parameters& columns,
+                                               const ResultCode& code, uint32_t piece, const TilePlace& tile,
+                                               EightResults at) const {
+    constexpr int kCount = G::kBeyond ? 8 : 16;
+    const int row = threadIdx.x % 32 / 4;
+#pragma unroll 1
+    for (int half = 0; half < 16 / kCount && at.row < tile.rows; ++half) {
+      Sum found[kCount] = {}, beyond[kCount] = {};
+      add_eights(piece, row + half * 8, found);
+      if constexpr (G::kBeyond) {
+        add_eights(piece + kPieceBytes, row + half * 8, beyond);
+      }
+      finish_eights<kEncoding, G::kBeyond>(e, columns, code, found, beyond, term.turned, tile, at);
+      at.row += 8;
+      at.first += 8 * e.columns;
+      at.row_scale[0] = at.row_scale[1];
+    }
+  }
+
+  // Scales and encodes the sums of a tile.
+  template <Encoding kEncoding>
+  __device__ __forceinline__ void finish(const Epilogue& e, const typename G::Parameters& columns,
+                                         const ResultCode& code, uint32_t place,
+                                         const TilePlace& tile) const {
+    constexpr int kAcross = G::kTileColumns / kChunkColumns;
+    const int lane = threadIdx.x % 32, first_row = (threadIdx.x / 32 - 4) % G::kTeamWarps * 16;
+    EightResults at(e, tile, first_row + lane / 4, lane % 4 * 8);
+#pragma unroll 1
+    for (int n = 0; first_row + n / kAcross * kGroupRows < tile.rows && n < G::kTiles * kAcross;
+         n += kAcross) {
+      if (e.row_scale != nullptr) {
+        at.row_scale[0] = e.row_scale[tile.row + min(at.row, tile.rows - 1)];
+        at.row_scale[1] = e.row_scale[tile.row + min(at.row + 8, tile.rows - 1)];
+      }
+#pragma unroll 1
+      for (int piece = 0; piece * kChunkColumns < tile.columns; ++piece) {
+        put(place, n + piece);
+        __syncwarp();
+        if (at.column < tile.columns) {
+          finish_piece<kEncoding>(e, columns, code, place, tile, at);
+        }
+        __syncwarp();  // the place has been read before the next piece is put there
+        at.column += kChunkColumns;
+        at.first += kChunkColumns;
+      }
+      at = EightResults(e, tile, at.row + kGroupRows, lane % 4 * 8);
     }
   }
 };
 
-// The parameters of a tile's columns, one column a thread: fetched before its products, in shared memory
-// after them.
-template <class Sum, int kColumns, bool kKnee>
-struct NextColumns {
-  static_assert(kColumns <= 256);
-  typename Column<Sum>::Fetched fetched;
-  float4 code[2], first[2];
-  int n;
-
-  __device__ __forceinline__ NextColumns(const Epilogue& e, int64_t column) : n(threadIdx.x - 128) {
-    if (n < kColumns) {
-      fetched = Column<Sum>::fetch(e, column + n);
-      if (e.code.per_channel) {
-        const auto* const rows = reinterpret_cast<const float4*>(e.code.rows);
-        const int64_t mine = min(column + n, e.columns - 1);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          code[i] = rows[2 * mine + i];
-          first[i] = rows[2 * column + i];
-        }
-      }
-    }
-  }
-
-  // Whether all columns have one output code.
-  __device__ __forceinline__ bool set(const Epilogue& e, Columns<Sum, kColumns, kKnee>& columns) const {
-    bool same = true;
-    if (n < kColumns) {
-      columns.set(n, Column<Sum>::of(e, fetched));
-      if (e.code.per_channel) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          same = same && code[i].x == first[i].x && code[i].y == first[i].y && code[i].z == first[i].z &&
-                 code[i].w == first[i].w;
-        }
-      }
-    }
-    return all_of_group(same);
-  }
-};
-
-template <int kColumns, bool kKnee, int kFlush>
-__device__ __forceinline__ void multiply_tiles(const CUtensorMap* y, const Epilogue& e, const Grid& grid,
-                                               uint8_t* memory, uint32_t barriers, int rank) {
-  using G = Gemm<kColumns, kKnee, kFlush>;
-  using Sum = typename G::Sum;
-  const int warp = threadIdx.x / 32 - 4;
-  auto& columns = *reinterpret_cast<typename G::Parameters*>(memory + G::kParameters);
+template <int kTeams, int kColumns, bool kKnee, int kFlush>
+__device__ __forceinline__ void multiply_tiles(const Epilogue& e, const Grid& grid, uint8_t* memory) {
+  using G = Gemm<kTeams, kColumns, kKnee, kFlush>;
+  using Next = NextColumn<typename G::Sum, kColumns, G::kBeyond>;
+  constexpr int kTeamThreads = 32 * G::kTeamWarps, kEach = (kColumns + kTeamThreads - 1) / kTeamThreads;
+  const int warp = threadIdx.x / 32 - 4, team = kTeams > 1 ? warp / 4 : 0,
+            thread = (threadIdx.x - 128) % kTeamThreads;
+  auto& columns = reinterpret_cast<typename G::Parameters*>(memory + G::kParametersAt)[team];
+  const uint32_t tiles = shared_address(memory), barriers = tiles + G::kBarriersAt,
+                 piece = tiles + G::kPiecesAt + warp * (G::kPieces / 8);
   const KneeTerm term = kKnee ? KneeTerm::of(e.x_code) : KneeTerm{};
-  const Finisher<kColumns, kKnee && kFlush == 0, Sum> finisher{
-      e, grid, y, columns, memory + G::kStrips + warp * kStripBytes, term.turned};
-  Multiplier<kColumns, kKnee, kFlush> m{e, grid, shared_address(memory), barriers, term};
-  for (int index = blockIdx.x / grid.cluster; index < Tile::count(grid); index += gridDim.x / grid.cluster) {
-    const Tile tile = Tile::of(grid, index, rank);
+  Multiplier<G, kKnee, kFlush> m{
+      grid, tiles, barriers, Seat(grid).listener, term, {barriers + 2 * G::kStages * 8, team, 0}};
+  m.place.skip(team * grid.steps, G::kStages);
+  for (int index = Tile::first(grid) + team * Tile::stride(grid); index < Tile::count(grid);
+       index += kTeams * Tile::stride(grid)) {
+    const Tile tile = Tile::of(grid, index, Seat(grid));  // whose registers nothing else should hold
     const int64_t column = static_cast<int64_t>(tile.column) * kColumns;
-    const int64_t row = static_cast<int64_t>(tile.row) * kTileRows + warp * 16;
-    const NextColumns<Sum, kColumns, kKnee && kFlush == 0> next(e, column);
+    const Next first(e, columns, column, thread, kColumns);
+    const Next second(e, columns, column, thread + kTeamThreads, kEach > 1 ? kColumns : 0);
     if constexpr (kFlush == 0) {
       m.sum_steps();
-      finisher.run(m.sums, m.beyond, row, column, next.set(e, columns));
     } else {
-      float total[G::kSums] = {};
-      m.sum_groups(column, total);
-      finisher.run(total, total, row, column, next.set(e, columns));
+      m.sum_groups(column);
     }
-    all_of_group(true);  // the columns' parameters have been read before the next tile's are written
-  }
-  if (threadIdx.x % 32 == 0) {
-    boxes_wait<0>();
+    first.set(e);
+    second.set(e);
+    const TilePlace place(e, grid.rows, static_cast<int64_t>(tile.row) * kTileRows, column, kTileRows,
+                          kColumns);
+    const ResultCode code{e.code.rows ? output_knee(e, column) : Knee{},
+                          all_of(first.same && second.same, 1 + team, kTeamThreads)};
+    code.choose(e, [&](auto encoding) {
+      m.template finish<decltype(encoding)::value>(e, columns, code, piece, place);
+    });
+    all_of(true, 1 + team, kTeamThreads);  // the parameters have been read before the next ones are written
+    m.place.skip((kTeams - 1) * grid.steps, G::kStages);  // the other team's
   }
 }
 
 #endif
 
-template <int kColumns, bool kKnee, int kFlush>
+template <int kTeams, int kColumns, bool kKnee, int kFlush>
 __global__ void __launch_bounds__(kGemmThreads, 1)
     gemm(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap weight,
-         const __grid_constant__ CUtensorMap y, const __grid_constant__ Epilogue e,
-         const __grid_constant__ Grid grid) {
+         const __grid_constant__ Epilogue e, const __grid_constant__ Grid grid) {
 #if defined(DUALSCALE_HOPPER)
-  using G = Gemm<kColumns, kKnee, kFlush>;
+  using G = Gemm<kTeams, kColumns, kKnee, kFlush>;
   extern __shared__ __align__(1024) uint8_t memory[];
-  const uint32_t tiles = shared_address(memory), barriers = tiles + G::kBarriers;
-  const int rank = grid.cluster > 1 ? static_cast<int>(cluster_rank()) : 0;
+  const uint32_t barriers = shared_address(memory) + G::kBarriersAt;
   if (threadIdx.x == 0) {
+    prefetch_map(&x);
+    prefetch_map(&weight);
     for (int i = 0; i < G::kStages; ++i) {
       barrier_init(barriers + i * 8, 1);
-      barrier_init(barriers + (G::kStages + i) * 8, 8 * grid.cluster);
+      barrier_init(barriers + (G::kStages + i) * 8, G::kTeamWarps * Seat::tellers(grid));
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    for (int team = 0; team < kTeams; ++team) {
+      barrier_init(barriers + (2 * G::kStages + team) * 8, G::kTeamWarps);
+    }
+    fence_for_cluster();
+    fence_for_copies();
   }
-  cluster_sync();
+  __syncwarp();
+  cluster_meet();
+  await_earlier();
+  admit_later();
   if (threadIdx.x < 128) {
     give_registers<24>();
     if (threadIdx.x == 0) {
-      copy_tiles<G>(&x, &weight, grid, tiles, barriers, rank);
+      copy_tiles<G>(&x, &weight, grid, memory);
     }
     __syncwarp();
   } else {
     take_registers<240>();
-    multiply_tiles<kColumns, kKnee, kFlush>(&y, e, grid, memory, barriers, rank);
+    multiply_tiles<kTeams, kColumns, kKnee, kFlush>(e, grid, memory);
   }
-  cluster_sync();  // another block's copies and arrivals reach into this one until the end
+  cluster_meet();  // another block's copies and arrivals reach into this one until the end
 #endif
 }
 

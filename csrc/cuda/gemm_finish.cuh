@@ -1,238 +1,174 @@
-// The end of a product on a Hopper GPU: from the sums in registers to scaled, encoded lines in memory.
+// The end of a product on a Hopper GPU: from the sums in registers through shared memory to scaled, encoded
+// values, eight columns of a row a lane.
 #pragma once
 
-#include "linear.cuh"
-#include "wgmma.cuh"
+#include "eight.cuh"
+#include "gemm_columns.cuh"
 
 namespace dualscale {
 
-// The result of 16 rows of a warp on its way to memory: 64 bytes of each row, or 32 columns; twice but for
-// fp32.
-constexpr int kChunkColumns = 32;
-constexpr int kStripLine = 64;
-constexpr int kStripBytes = 16 * kLineBytes;
-
-struct Grid {
-  int64_t rows;
-  int steps, row_tiles, column_tiles, cluster;
-  const float* group_scale;
-  int64_t padded_columns;
-  int group_steps;  // of a group that takes whole steps
-  int64_t groups;
-  int line_bytes;  // of a strip; 0 where rows of the result do not begin at multiples of 16 bytes
-};
-
-// The parameters of a tile's columns, each kind beside its like: neighbours are read together.
-template <class Sum, int kColumns, bool kKnee>
-struct Columns {
-  using Offset = std::conditional_t<std::is_same_v<Sum, float>, float, int>;
-  float scale[kColumns], bias[kColumns];
-  Offset zero[kColumns];
-  float gain[kKnee ? kColumns : 1];
-  int64_t knee[kKnee ? kColumns : 1];
-
-  __device__ __forceinline__ void set(int n, const Column<Sum>& column) {
-    scale[n] = column.scale;
-    bias[n] = column.bias;
-    if constexpr (std::is_same_v<Sum, float>) {
-      zero[n] = column.offset;
-    } else {
-      zero[n] = column.zero_sum;
-      if constexpr (kKnee) {
-        gain[n] = column.gain;
-        knee[n] = column.knee_sum;
-      }
-    }
-  }
-  __device__ __forceinline__ Column<Sum> get(int n, bool turned) const {
-    if constexpr (std::is_same_v<Sum, float>) {
-      return {scale[n], bias[n], zero[n]};
-    } else {
-      return {scale[n], bias[n], kKnee ? gain[kKnee ? n : 0] : 0.0f, zero[n], kKnee ? knee[kKnee ? n : 0] : 0,
-              turned};
-    }
-  }
-};
+// Sums of 16 rows, which a warp has, and 32 columns, of which a lane has 16: they pass through shared memory
+// together, in a loop, for code that is unrolled over all sums of a thread is too long for the caches.
+constexpr int kPieceSums = 16;
+constexpr int kPieceBytes = 32 * kPieceSums * 4;
 
 #if defined(DUALSCALE_HOPPER)
 
-// Whether a condition holds for every thread of the two groups that multiply; a barrier among them.
-__device__ __forceinline__ bool all_of_group(bool condition) {
-  int all;
-  asm volatile(
-      "{\n.reg .pred in, out;\nsetp.ne.s32 in, %1, 0;\nbarrier.cta.red.and.pred out, 1, 256, in;\n"
-      "selp.s32 %0, 1, 0, out;\n}"
-      : "=r"(all)
-      : "r"(static_cast<int>(condition))
-      : "memory");
-  return all != 0;
+// Where in a piece two sums lie, columns 2 q and 2 q + 1 of a row and of eight columns: lane 4 g + q of the
+// product has them of rows g and g + 8. Neither its writers, a row's four lanes side by side, nor its
+// readers, who take one q of four rows and all four eights, meet in a bank.
+__device__ __forceinline__ int offset_in_piece(int eight, int row, int q) {
+  return eight * 512 + row * 32 + ((q + eight) & 3) * 8;
 }
 
-// A pair of values as they lie in memory.
+// Calls f(offset, two sums) for all that a lane has of a piece.
+template <class Sum, class F>
+__device__ __forceinline__ void each_pair(const Sum* sums, F&& f) {
+  const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+#pragma unroll
+  for (int i = 0; i < kPieceSums; i += 2) {
+    int32_t v[2];
+    memcpy(v, sums + i, sizeof(v));
+    f(offset_in_piece(i / 4, g + i / 2 % 2 * 8, q), v);
+  }
+}
+
+// A lane has eight columns, from the 8 (lane % 4)-th on, of rows lane / 4 and lane / 4 + 8 of a piece, of
+// both at once or of one after the other: with a knee the registers do not suffice for both.
+template <int kCount, class Sum>
+__device__ __forceinline__ void add_eights(uint32_t piece, int row, Sum (&total)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += 2) {
+    const int2 v = load_pair(piece + offset_in_piece(threadIdx.x % 4, row + i / 8 * 8, i / 2 % 4));
+    Sum pair[2];
+    memcpy(pair, &v, sizeof(v));
+    total[i] += pair[0];
+    total[i + 1] += pair[1];
+  }
+}
+
+// Calls f(std::integral_constant<int, n>{}) by a jump: n is the number of registers that must be fixed.
+template <int kCount, class F>
+__device__ __forceinline__ void with_number(int n, F&& f) {
+  static_assert(kCount <= 10);
+  const auto go = [&](auto number) {
+    constexpr int i = decltype(number)::value;
+    if constexpr (i < kCount) {
+      f(number);
+    }
+  };
+#define DUALSCALE_CASE(i)                 \
+  case i:                                 \
+    go(std::integral_constant<int, i>{}); \
+    break;
+  switch (n) {
+    DUALSCALE_CASE(0)
+    DUALSCALE_CASE(1)
+    DUALSCALE_CASE(2)
+    DUALSCALE_CASE(3)
+    DUALSCALE_CASE(4)
+    DUALSCALE_CASE(5)
+    DUALSCALE_CASE(6)
+    DUALSCALE_CASE(7)
+    DUALSCALE_CASE(8)
+    DUALSCALE_CASE(9)
+  }
+#undef DUALSCALE_CASE
+}
+
+// Neighbouring words at once, which the compiler does not find by itself where they may also go one by one.
 template <class T>
-__device__ __forceinline__ void put_pair(uint8_t* to, float a, float b) {
-  if constexpr (std::is_same_v<T, int8_t>) {
-    const uint32_t low = __float_as_uint(a + kIntegerBias), high = __float_as_uint(b + kIntegerBias);
-    *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(__byte_perm(low, high, 0x0040));
-  } else if constexpr (std::is_same_v<T, float>) {
-    *reinterpret_cast<float2*>(to) = make_float2(a, b);
+__device__ __forceinline__ void store_whole(void* to, int64_t offset, const float (&x)[8]) {
+  const auto raw = pack<T, 8>(x);
+  T* const p = static_cast<T*>(to) + offset;
+  if constexpr (sizeof(T) == 1) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(p), "r"(raw.word[0]), "r"(raw.word[1]) : "memory");
   } else {
-    *reinterpret_cast<uint32_t*>(to) = pack_pair<T>(a, b);
+#pragma unroll
+    for (int i = 0; i < raw.kWords; i += 4) {
+      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p + i * 4 / sizeof(T)), "r"(raw.word[i]),
+                   "r"(raw.word[i + 1]), "r"(raw.word[i + 2]), "r"(raw.word[i + 3])
+                   : "memory");
+    }
   }
 }
 
-// How values become codes: not at all, by a code without a knee for all columns, or by any.
-enum class Encoding { kNone, kStraight, kAny };
-
-// Brings a warp's 16 rows of a tile to memory, 32 columns at a time.
-template <int kColumns, bool kKnee, class Sum>
-struct Finisher {
-  static constexpr int kValues =
-      kChunkColumns / 2;  // of a lane: rows g and g + 8, of every eight columns two
-  const Epilogue& e;
-  const Grid& grid;
-  const CUtensorMap* y;
-  const Columns<Sum, kColumns, kKnee>& columns;
-  uint8_t* strips;
-  bool turned;
-
-  // Values of a chunk into a strip, where a line of 64 bytes has its pieces in the order piece ^ (row / 2 %
-  // 4).
-  template <class T>
-  __device__ __forceinline__ void put(uint8_t* strip, const float (&v)[kValues], int byte) const {
-    const int lane = threadIdx.x % 32, line = grid.line_bytes, mask = line == kStripLine ? lane / 8 : 0;
-    uint8_t* const row = strip + lane / 4 * line;
-#pragma unroll
-    for (int i = 0; i < kValues; i += 2) {
-      const int at = byte + (i / 4 * 8 + lane % 4 * 2) * static_cast<int>(sizeof(T));
-      put_pair<T>(row + i / 2 % 2 * 8 * line + ((at / 16) ^ mask) * 16 + at % 16, v[i], v[i + 1]);
-    }
+// Eight columns of a row, of which `valid` exist: all of them where rows begin at multiples of eight.
+__device__ __forceinline__ void store_eight_of(const Epilogue& e, Kind kind, int64_t offset,
+                                               const float (&x)[8], int valid) {
+  if (e.columns % 8 != 0) {
+    store_eight<false>(e.y, kind, offset, x, false, valid);
+  } else if (kind == Kind::kCodes) {
+    store_whole<int8_t>(e.y, offset, x);
+  } else if (kind == Kind::kHalf) {
+    store_whole<__half>(e.y, offset, x);
+  } else if (kind == Kind::kBFloat16) {
+    store_whole<__nv_bfloat16>(e.y, offset, x);
+  } else {
+    store_whole<float>(e.y, offset, x);
   }
+}
 
-  // Copies a chunk's values out of the strip that holds them, once that has a whole line.
-  template <class T>
-  __device__ __forceinline__ void write(const float (&v)[kValues], int chunk, bool is_last, int64_t column,
-                                        int64_t first_row) const {
-    constexpr int kBytes = kChunkColumns * sizeof(T);
-    const int line = grid.line_bytes, byte = chunk * kBytes % line, lane = threadIdx.x % 32;
-    constexpr bool kTwo = kBytes <= kStripLine;  // whether there is room for a second strip
-    uint8_t* const strip = strips + (kTwo ? chunk * kBytes / line % 2 * (kStripBytes / 2) : 0);
-    if (byte == 0) {
-      if (lane == 0) {
-        // Until this strip may be written again: the box before the last has left it, but the last tile may
-        // have ended on either strip.
-        if (kTwo && chunk > 0) {
-          boxes_wait<1>();
-        } else {
-          boxes_wait<0>();
-        }
-      }
-      __syncwarp();
-    }
-    put<T>(strip, v, byte);
-    if (byte + kBytes == line || is_last) {
-      fence_for_copies();
-      __syncwarp();
-      if (lane == 0) {
-        const int64_t begin = column + (chunk * kBytes - byte) / static_cast<int>(sizeof(T));
-        store_box(y, shared_address(strip), static_cast<int>(begin), static_cast<int>(first_row));
-      }
-    }
-  }
+// A tile in the result, as far as it lies inside, ...
+struct TilePlace {
+  int64_t row, column, first;  // the number of its first element
+  int rows, columns;
 
-  // One chunk, unrolled for its place in the registers.
-  template <Encoding kEncoding>
-  __device__ __forceinline__ void encode(const Knee& shared, bool uniform, int64_t column,
-                                         float (&v)[kValues]) const {
-    Knee knee = shared;
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      if constexpr (kEncoding == Encoding::kStraight) {
-        v[i] = knee.encode_straight(v[i]);
-      } else if constexpr (kEncoding == Encoding::kAny) {
-        if (!uniform) {
-          knee = output_knee(e, column + i / 4 * 8 + i % 2);
-        }
-        v[i] = knee.encode(v[i]);
-      }
-    }
-  }
-
-  template <Encoding kEncoding, int kSums, int kBeyond>
-  __device__ __forceinline__ void run(const Sum (&sums)[kSums], const Sum (&beyond)[kBeyond],
-                                      int64_t first_row, int64_t column, const Knee& shared,
-                                      bool uniform) const {
-    const int lane = threadIdx.x % 32;
-    const int64_t row = first_row + lane / 4;
-    float row_scale[2] = {1.0f, 1.0f};
-    if (e.row_scale != nullptr) {
-      row_scale[0] = e.row_scale[min(row, grid.rows - 1)];
-      row_scale[1] = e.row_scale[min(row + 8, grid.rows - 1)];
-    }
-    const int64_t left = e.columns - column;
-#pragma unroll
-    for (int chunk = 0; chunk < kSums / kValues; ++chunk) {
-      if (chunk * kChunkColumns >= left) {
-        break;
-      }
-      const int inside = chunk * kChunkColumns + lane % 4 * 2;
-      float v[kValues];
-#pragma unroll
-      for (int i = 0; i < kValues; ++i) {
-        const Column<Sum> own = columns.get(inside + i / 4 * 8 + i % 2, turned);
-        const int at = chunk * kValues + i;
-        v[i] =
-            own.template total<kKnee>(sums[at], beyond[kKnee ? at : 0]) * own.scale * row_scale[i / 2 % 2] +
-            own.bias;
-      }
-      encode<kEncoding>(shared, uniform, column + inside, v);
-      const bool is_last = chunk + 1 == kSums / kValues || (chunk + 1) * kChunkColumns >= left;
-      if (grid.line_bytes == 0) {
-        store_directly(v, row, column + inside);
-      } else if (kEncoding != Encoding::kNone) {
-        write<int8_t>(v, chunk, is_last, column, first_row);
-      } else if (e.kind == Kind::kHalf) {
-        write<__half>(v, chunk, is_last, column, first_row);
-      } else if (e.kind == Kind::kBFloat16) {
-        write<__nv_bfloat16>(v, chunk, is_last, column, first_row);
-      } else {
-        write<float>(v, chunk, is_last, column, first_row);
-      }
-    }
-  }
-
-  template <int kSums, int kBeyond>
-  __device__ __forceinline__ void run(const Sum (&sums)[kSums], const Sum (&beyond)[kBeyond],
-                                      int64_t first_row, int64_t column, bool uniform) const {
-    if (e.code.rows == nullptr) {
-      run<Encoding::kNone>(sums, beyond, first_row, column, Knee{}, uniform);
-      return;
-    }
-    const Knee shared = output_knee(e, column);
-    if (uniform && e.row_scale == nullptr && shared.is_straight()) {
-      run<Encoding::kStraight>(sums, beyond, first_row, column, shared, uniform);
-    } else {
-      run<Encoding::kAny>(sums, beyond, first_row, column, shared, uniform);
-    }
-  }
-
-  __device__ __forceinline__ void store_directly(const float (&v)[kValues], int64_t row,
-                                                 int64_t column) const {
-#pragma unroll 1
-    for (int i = 0; i < kValues; i += 2) {
-      const int64_t at = row + i / 2 % 2 * 8, n = column + i / 4 * 8;
-      float pair[4] = {};
-#pragma unroll
-      for (int k = 0; k < kValues; ++k) {
-        pair[k % 2] = k / 2 * 2 == i ? v[k] : pair[k % 2];
-      }
-      if (at < grid.rows && n < e.columns) {
-        store_four(e.y, e.kind, at * e.columns + n, pair, false,
-                   static_cast<int>(min(e.columns - n, int64_t{2})));
-      }
-    }
-  }
+  __device__ __forceinline__ TilePlace(const Epilogue& e, int64_t all_rows, int64_t row, int64_t column,
+                                       int most_rows, int most_columns)
+      : row(row),
+        column(column),
+        first(row * e.columns + column),
+        rows(static_cast<int>(min(all_rows - row, static_cast<int64_t>(most_rows)))),
+        columns(static_cast<int>(min(e.columns - column, static_cast<int64_t>(most_columns)))) {}
 };
+
+// ... and eight results in it, with those of the same columns eight rows below.
+struct EightResults {
+  int row, column;
+  int64_t first;  // the number of the first of them
+  float row_scale[2];
+
+  __device__ __forceinline__ EightResults(const Epilogue& e, const TilePlace& tile, int row, int column)
+      : row(row),
+        column(column),
+        first(tile.first + static_cast<int64_t>(row) * static_cast<int>(e.columns) + column),
+        row_scale{1.0f, 1.0f} {}
+};
+
+template <Encoding kEncoding, bool kKnee, int kCount, class Sum, class Columns>
+__device__ __forceinline__ void finish_eights(const Epilogue& e, const Columns& columns,
+                                              const ResultCode& code, const Sum (&sum)[kCount],
+                                              const Sum (&beyond)[kCount], bool turned, const TilePlace& tile,
+                                              const EightResults& at) {
+  float v[kCount];
+  const auto find = [&](auto is_turned) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const Column<Sum> own = columns.get(at.column + i, decltype(is_turned)::value);
+#pragma unroll
+      for (int k = i; k < kCount; k += 8) {
+        v[k] = value_of<kKnee>(own, sum[k], beyond[k], at.row_scale[k / 8]);
+      }
+    }
+  };
+  if (kKnee && turned) {
+    find(std::true_type{});
+  } else {
+    find(std::false_type{});
+  }
+  code.template encode<kEncoding>(e, v, [&](int i) { return tile.column + at.column + i % 8; });
+#pragma unroll
+  for (int half = 0; half < kCount / 8; ++half) {
+    const int row = at.row + half * 8;
+    float eight[8];
+    memcpy(eight, v + half * 8, sizeof(eight));
+    if (row < tile.rows) {
+      store_eight_of(e, kEncoding == Encoding::kNone ? e.kind : Kind::kCodes, at.first + half * 8 * e.columns,
+                     eight, min(tile.columns - at.column, 8));
+    }
+  }
+}
 
 #endif
 

@@ -5,14 +5,10 @@
 // neighbouring columns a thread and 64 a group of four, so that six levels of the fast transform over the 2^k
 // columns need registers and shuffles alone. Otherwise three levels are done on the way into shared memory,
 // and the base mixes at the end. The levels that remain take three a pass through shared memory.
-#include "mma.cuh"
-#include "rows.cuh"
+#include "hadamard.cuh"
 
 namespace dualscale {
 namespace {
-
-constexpr int kColumns = 64;  // of a warp's tile
-constexpr int kLog2Columns = 6;
 
 // Threads of a block, and blocks for which there shall be registers: five of the 128 threads that tiles
 // mostly take, four where the base is larger.
@@ -23,32 +19,6 @@ constexpr int kThreads = !kTiles  ? 512
 template <int M, bool kTiles>
 constexpr int blocks_of() {
   return M == 40 ? 1 : kTiles ? resident_blocks(2) : 2;
-}
-
-struct Hadamard {
-  Input x;
-  const float* base;
-  int log2_segment;
-  float scale;
-  RowResult result;
-};
-
-// `levels` of the transform over R registers, neighbours first.
-template <int R>
-__device__ __forceinline__ void butterflies(float (&v)[R], int levels) {
-#pragma unroll
-  for (int width = 1, level = 0; width < R; width *= 2, ++level) {
-    if (level < levels) {
-#pragma unroll
-      for (int i = 0; i < R; ++i) {
-        if ((i & width) == 0) {
-          const float a = v[i], b = v[i + width];
-          v[i] = a + b;
-          v[i + width] = a - b;
-        }
-      }
-    }
-  }
 }
 
 // log2(R) levels from the one whose partners are 2^log2_stride >= 8 apart, four columns a thread at a time.
@@ -184,19 +154,6 @@ struct SegmentTile {
     }
   }
 
-  // Six levels over the 64 columns of a segment, of which a thread holds sixteen.
-  __device__ __forceinline__ void transform(float (&v)[16]) const {
-    butterflies(v, 4);
-#pragma unroll
-    for (int distance = 1; distance < 4; distance *= 2) {
-      const float sign = (t & distance) != 0 ? -1.0f : 1.0f;
-#pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        v[i] = fmaf(v[i], sign, __shfl_xor_sync(0xffffffffu, v[i], distance));
-      }
-    }
-  }
-
   // Every thread of the warp calls it; `first_column` is the tile's.
   __device__ __forceinline__ void finish(float* row, int first_column) const {
 #pragma unroll 1
@@ -214,7 +171,7 @@ struct SegmentTile {
         for (int i = 0; i < 16; ++i) {
           v[i] = sum[i % kEight][2 * half + i / kEight];
         }
-        transform(v);
+        transform_columns(v);
         if (segment < M) {
           const int to = (segment << a.log2_segment) + first_column + 16 * t;
 #pragma unroll
@@ -338,6 +295,10 @@ std::tuple<Tensor, Tensor> hadamard_quant(const Tensor& x, const Tensor& base, c
   }
   const bool tiles = m > 1 && m < 40 && segment >= kColumns && x.scalar_type() != ScalarType::Float &&
                      a.x.aligned && has_whole_vectors(a.result) && is_aligned(base, 8);
+  if (x.numel() > 0 && transforms_rows(a, m, rows.count, index)) {
+    launch_rows(a, m, rows.count, index, device.stream);
+    return {y, row_scale};
+  }
   dispatch_base(base, tiles, [&](auto kernel, int most_threads) {
     if (x.numel() > 0) {
       const int threads = std::min(threads_for(a, tiles, rows.count, index), most_threads);

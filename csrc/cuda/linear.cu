@@ -12,16 +12,23 @@ namespace {
 // torch._int_mm refuses fewer rows, and other multiples of columns and depth.
 constexpr int64_t kLibraryRows = 16;
 constexpr int64_t kLibraryMultiple = 8;
-constexpr int64_t kFewRows = 32;       // from more on the matrix product is faster; see benchmarks/README.md
-constexpr int64_t kMapAlignment = 16;  // of addresses and rows that TMA copies
+constexpr int64_t kFewRows = 8;         // from more on tiles of 64 rows are faster, ...
+constexpr int64_t kFewPackedRows = 32;  // ... but weights of four bits are unpacked for them first
+constexpr int64_t kMapAlignment = 16;   // of addresses and rows that TMA copies
 
 void multiply_on_hopper(const Rows& rows, const Tensor& weight, const Tensor& weight_scale,
-                        int64_t group_size, const Epilogue& e, const OnDevice& device) {
-  ManyRows p{static_cast<const int8_t*>(rows.tensor.data_ptr()), rows.stride, rows.count, rows.channels,
-             static_cast<const int8_t*>(weight.data_ptr()),      nullptr,     0,          0};
+                        int64_t group_size, const Epilogue& e, bool constant_weight, const OnDevice& device) {
+  ManyRows p{};
+  p.x = static_cast<const int8_t*>(rows.tensor.data_ptr());
+  p.x_stride = rows.stride;
+  p.rows = rows.count;
+  p.depth = rows.channels;
+  p.weight = static_cast<const int8_t*>(weight.data_ptr());
+  p.constant_weight = constant_weight;
   const int index = rows.tensor.get_device_index();
   if (group_size == 0) {
-    multiply_many_rows(p, e, index, device.stream);
+    const auto go = suits_some_rows(p, e, index) ? multiply_some_rows : multiply_many_rows;
+    go(p, e, index, device.stream);
     return;
   }
   // Unpacking costs a fraction of a product of many rows.
@@ -51,7 +58,8 @@ Tensor multiply(const char* op, const Tensor& x, const OptionalTensor& x_code, b
       floats(x_code),        knee,         floats(row_scale), group_size ? nullptr : floats(weight_scale),
       weight_sum.data_ptr(), floats(bias), view_of(code),     kind_of(y),
       y.data_ptr(),          columns};
-  const bool many = rows.count > kFewRows && depth % kMapAlignment == 0 && is_aligned(weight, kMapAlignment);
+  const bool many = rows.count > (group_size ? kFewPackedRows : kFewRows) && depth % kMapAlignment == 0 &&
+                    is_aligned(weight, kMapAlignment);
   const bool is_hopper = compute_major(x.get_device_index()) == 9, hopper = many && is_hopper;
   const bool library = !is_hopper && group_size == 0 && rows.count > kLibraryRows &&
                        depth % kLibraryMultiple == 0 && columns % kLibraryMultiple == 0 &&
@@ -62,7 +70,7 @@ Tensor multiply(const char* op, const Tensor& x, const OptionalTensor& x_code, b
             rows.count, depth, depth};
   }
   if (hopper) {
-    multiply_on_hopper(rows, weight, weight_scale, group_size, e, device);
+    multiply_on_hopper(rows, weight, weight_scale, group_size, e, constant_weight, device);
     return y;
   }
   const int64_t vector = library ? kLibraryMultiple : 16;

@@ -162,7 +162,7 @@ bool suits_library(const Tensor& x);
 void multiply_by_library(const Rows& x, const Product& product, const Tensor& weight,
                          const Epilogue& epilogue, cudaStream_t stream);
 
-// Many rows of int8 on a Hopper GPU. `weight` holds int8 codes; `group_scale` fp32 (groups, padded columns),
+// More rows of int8 on a Hopper GPU. `weight` holds int8 codes; `group_scale` fp32 (groups, padded columns),
 // or null.
 struct ManyRows {
   const int8_t* x;
@@ -170,8 +170,13 @@ struct ManyRows {
   const int8_t* weight;
   const float* group_scale;
   int64_t group_size, padded_columns;
+  bool constant_weight;  // as of Product
 };
-constexpr int64_t kColumnPadding = 384;  // of group scales: a multiple of every width of a tile
+constexpr int64_t kColumnPadding = 768;  // of group scales: a multiple of the width of every pair of tiles
 void multiply_many_rows(const ManyRows& product, const Epilogue& epilogue, int device, cudaStream_t stream);
+
+// The same without group scales, where the weights take long, not the products.
+bool suits_some_rows(const ManyRows& product, const Epilogue& epilogue, int device);
+void multiply_some_rows(const ManyRows& product, const Epilogue& epilogue, int device, cudaStream_t stream);
 
 }  // namespace dualscale

@@ -13,20 +13,6 @@ struct Norm {
   RowResult result;
 };
 
-__device__ __forceinline__ void round_to(Kind kind, float (&x)[kEight]) {
-  if (kind == Kind::kHalf) {
-#pragma unroll
-    for (int j = 0; j < kEight; ++j) {
-      x[j] = __half2float(__float2half_rn(x[j]));
-    }
-  } else if (kind == Kind::kBFloat16) {
-#pragma unroll
-    for (int j = 0; j < kEight; ++j) {
-      x[j] = __bfloat162float(__float2bfloat16_rn(x[j]));
-    }
-  }
-}
-
 // A thread's only vector of weights is read ahead, while the inputs are on their way; of more, each when its
 // turn comes.
 template <int kVectors>

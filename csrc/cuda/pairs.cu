@@ -31,7 +31,7 @@ struct Place {
   }
 };
 
-// One thread's share of the exact codes of SelectorSink::row.
+// The exact codes of a thread's channels.
 struct ExactPairs {
   const float* rows;
   int64_t step, first, last;
@@ -77,7 +77,9 @@ __global__ void __launch_bounds__(kThreads)
       if (exists) {
         unpack(load_raw<T, kPairVector>(x, s.in_aligned, at.valid), value);
       }
-      sink.row(codes, result, value, r, exists, s.out_aligned, at.valid);
+      uint32_t bits;
+      const Raw<int8_t, kPairVector> own = result.result(value, bits);
+      sink.row(codes, own, bits, r, exists, s.out_aligned, at.valid);
       x += s.row_stride;
       codes += s.channels;
     }
@@ -87,38 +89,29 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A byte of selectors for every eight channels, as the scan reads them by four.
+// Each warp makes the selectors of sixteen channels, for all threads of the tile.
 template <class T, class Selectors>
 __global__ void __launch_bounds__(kThreads)
     decode(const int8_t* codes, T* values, CodeView code, Shape s, Selectors selectors) {
-  constexpr int kItems = kListTokens / kPass;
-  using Tile = TileSelectors<Selectors, kListTokens, kListChannels, kPass, kItems, false>;
-  __shared__ typename Tile::Shared shared;
+  constexpr int kItems = kListTokens / kPass, kWarpChannels = kListChannels / (kThreads / 32);
+  __shared__ uint32_t words[kThreads / 32][kListTokens];
   const Place at(s, blockIdx.x);
-  const ScanPlace place{at.batch, at.channel - threadIdx.x % kSegment * kPairVector,
-                        static_cast<int>(threadIdx.x % kSegment) * 2,
-                        static_cast<int>(threadIdx.x / kSegment)};
-  Tile tile;
-  if constexpr (Selectors::kLists) {
-    tile.clear(shared);
-    if (threadIdx.x == 0) {
-      tile.open(shared, selectors.view, {at.batch, at.channel, 0, 0});
-    }
-    __syncthreads();
-    tile.spread(shared, selectors.view, at.token);
-    __syncthreads();
-  }
+  const int warp = threadIdx.x / 32, segment = threadIdx.x % kSegment, row = threadIdx.x / kSegment;
+  const int64_t first = at.channel - segment * kPairVector;
+  const ScanPlace place{at.batch, first + warp * kWarpChannels, s.channels};
+  WarpSelectors<Selectors, kWarpChannels, false> own;
+  own.fetch(selectors.view, place, at.token);
+  own.spread(selectors.view, place, at.token, words[warp]);
+  __syncthreads();
   const ExactPairs pairs(code, at.channel, s.channels);
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
-    const int64_t token = at.token + place.row + i * kPass;
+    const int64_t token = at.token + row + i * kPass;
     if (token >= s.length || at.valid <= 0) {
       continue;
     }
-    if constexpr (!Selectors::kLists) {
-      tile.fetch(selectors.view, place, at.token, i);
-    }
-    const uint32_t bits = tile.four(shared, place, i);
+    constexpr int kShare = kWarpChannels / kPairVector;  // threads that read one word
+    const uint32_t bits = words[segment / kShare][row + i * kPass] >> segment % kShare * kPairVector;
     float q[kPairVector];
     unpack(load_raw<int8_t, kPairVector>(
                codes + at.batch * s.batch_stride + token * s.row_stride + at.channel, s.in_aligned, at.valid),

@@ -5,6 +5,7 @@
 
 #include "ahead.cuh"
 #include "eight.cuh"
+#include "encode.cuh"
 #include "residency.cuh"
 
 namespace dualscale {
@@ -262,35 +263,31 @@ struct RowCode {
     }
   }
 
-  template <bool kWhole>
-  __device__ __forceinline__ void encode(int channel, int valid, float (&x)[kEight]) const {
+  // Codes before_packing of N neighbouring channels.
+  template <bool kWhole, int N>
+  __device__ __forceinline__ void encode(int channel, int valid, float (&x)[N]) const {
     if (view.is_table) {
       encode_by_table(channel, valid, x);
     } else if (view.per_channel) {
 #pragma unroll
-      for (int j = 0; j < kEight; ++j) {
+      for (int j = 0; j < N; ++j) {
         float k[kKneeWidth];
         const int64_t row = channel + (kWhole ? j : min(j, valid - 1));
         load_floats<kWhole>(view.rows + row * kKneeWidth, kKneeWidth, k);
         x[j] = Knee::load(k).encode(x[j]);
       }
-    } else if (shared.is_straight()) {
-#pragma unroll
-      for (int j = 0; j < kEight; ++j) {
-        x[j] = shared.encode_straight(x[j] == x[j] ? x[j] : 0.0f);
-      }
+    } else if (is_symmetric(shared)) {
+      encode_symmetric(shared, x);
     } else {
-#pragma unroll
-      for (int j = 0; j < kEight; ++j) {
-        x[j] = shared.encode(x[j]);
-      }
+      encode_knee(shared, x);
     }
   }
 
  private:
-  __device__ __forceinline__ void encode_by_table(int channel, int valid, float (&x)[kEight]) const {
+  template <int N>
+  __device__ __forceinline__ void encode_by_table(int channel, int valid, float (&x)[N]) const {
 #pragma unroll
-    for (int j = 0; j < kEight; ++j) {
+    for (int j = 0; j < N; ++j) {
       const int64_t row = view.per_channel ? channel + min(j, valid - 1) : 0;
       x[j] = Table::load(view.rows + row * kTableWidth).encode(x[j]);
     }
@@ -336,8 +333,7 @@ __device__ __forceinline__ void write_row(const RowResult& r, const RowCode& cod
     row.visit([&](int c, int valid, float (&x)[kEight]) {
 #pragma unroll
       for (int j = 0; j < kEight; ++j) {
-        const float q = by.divide(x[j] == x[j] ? x[j] : 0.0f);
-        x[j] = round_half_away(fminf(fmaxf(q, -127.0f), 127.0f));
+        x[j] = before_packing(by.divide(x[j]));  // 127 at most, and a bit; packing makes 0 of NaN
       }
       store_eight<kWhole>(r.y, Kind::kCodes, first + c, x, r.aligned, valid);
     });

@@ -4,12 +4,12 @@
 namespace dualscale {
 namespace {
 
-// How many states a thread should keep of 16: fewer make more threads, which small problems need to fill the
-// chip, and repeat the work that all threads of a channel share. The cost is in instructions a time step.
-int states_per_thread(const ScanArguments& a, int device) {
+// How many of sixteen states a lane should keep: fewer make more warps, which small problems need to fill the
+// chip, and repeat what all lanes of a channel do alike. The cost is in instructions a token.
+int states_of_lane(const ScanArguments& a, int device) {
   constexpr struct {
     int states, channels, cost;
-  } kChoices[] = {{2, 16, 22}, {4, 32, 39}, {8, 64, 73}};
+  } kChoices[] = {{2, 16, 25}, {4, 32, 43}, {8, 64, 81}};
   int best = 8;
   int64_t lowest = std::numeric_limits<int64_t>::max();
   for (const auto& choice : kChoices) {
@@ -23,35 +23,17 @@ int states_per_thread(const ScanArguments& a, int device) {
   return best;
 }
 
-template <bool kAllCodes, bool kFast>
-void launch_sixteen(const ScanArguments& a, int states, cudaStream_t stream) {
-  switch (states) {
-    case 2:
-      return launch_scan<kAllCodes, kFast, 2, 8, kAllCodes ? 5 : 4>(a, stream);
-    case 4:
-      return launch_scan<kAllCodes, kFast, 4, 4, 5>(a, stream);
-    default:
-      return launch_scan<kAllCodes, kFast, 8, 2, kFast ? 5 : kAllCodes ? 4 : 3>(a, stream);
-  }
-}
-
 void launch_any(const ScanArguments& a, cudaStream_t stream) {
-  if (a.in.states <= 4) {
-    return launch_scan<false, false, 4, 1, 3>(a, stream);
-  }
-  if (a.in.states <= 8) {
-    return launch_scan<false, false, 8, 1, 2>(a, stream);
-  }
   if (a.in.states <= 32) {
-    return launch_scan<false, false, 8, 4, 4>(a, stream);
+    return launch_scan<ScanShape<false, 4, 8>, 4>(a, stream);
   }
   if (a.in.states <= 64) {
-    return launch_scan<false, false, 8, 8, 4>(a, stream);
+    return launch_scan<ScanShape<false, 8, 8>, 4>(a, stream);
   }
   if (a.in.states <= 128) {
-    return launch_scan<false, false, 8, 16, 4>(a, stream);
+    return launch_scan<ScanShape<false, 16, 8>, 3>(a, stream);
   }
-  launch_scan<false, false, 8, 32, 4>(a, stream);
+  launch_scan<ScanShape<false, 32, 8>, 2>(a, stream);
 }
 
 std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor& u_code, const Tensor& delta,
@@ -66,6 +48,11 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
   const SelectiveArguments given{op, u,      u_code, delta, delta_code, A,          B,      B_code,
                                  C,  C_code, D,      z,     z_code,     delta_bias, u_mask, u_outliers};
   const SelectiveSizes sizes = checked_selective(given, 3, dtype);
+  constexpr int64_t kMaxLength = std::numeric_limits<int32_t>::max() - 1024;  // tokens are counted in 32 bits
+  if (sizes.length > kMaxLength) {
+    refuse({op, "u"}, "has " + std::to_string(sizes.length) + " tokens",
+           "at most " + std::to_string(kMaxLength));
+  }
   ScanArguments a{ssm_of(given, sizes)};
   a.selectors = sizes.selectors;
   OptionalTensor before;
@@ -83,23 +70,17 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const OptionalTensor&
   a.last = static_cast<float*>(last.data_ptr());
   a.y = y.data_ptr();
   a.result = kind_of(y);
-  const bool all_codes = u_code && delta_code && B_code && C_code && (!z || z_code);
-  const bool any = a.in.states <= 8 || a.in.states > 16;
-  if (any && a.selectors.mask == nullptr) {
+  const int states = states_of_lane(a, u.get_device_index());
+  const bool pairs = is_pair(u_code);
+  const bool all_codes = u_code && (pairs || !a.in.u.code.is_table) && delta_code && a.in.states == 16;
+  if (pairs) {
+    launch_pairs(a, all_codes, states, device.stream);
+  } else if (a.in.states > 16) {
     launch_any(a, device.stream);
-    return {y, last};
-  }
-  const int states = states_per_thread(a, u.get_device_index());
-  const bool fast = a.in.states == 16 && a.in.channels % (8 * states) == 0 && a.in.u.aligned &&
-                    a.in.delta.aligned && a.in.B.aligned && a.in.C.aligned && a.in.z.aligned;
-  if (a.selectors.mask != nullptr) {
-    launch_pairs(a, all_codes && fast, states, device.stream);
-  } else if (!all_codes) {
-    launch_sixteen<false, false>(a, states, device.stream);
-  } else if (fast) {
-    launch_sixteen<true, true>(a, states, device.stream);
+  } else if (all_codes) {
+    launch_sixteen<true>(a, states, device.stream);
   } else {
-    launch_sixteen<true, false>(a, states, device.stream);
+    launch_sixteen<false>(a, states, device.stream);
   }
   return {y, last};
 }

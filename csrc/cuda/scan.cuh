@@ -1,20 +1,25 @@
-// The selective scan of one block: 128 threads, `kSplit` threads a channel, each with `kStates` states in
+// The selective scan of one block: four warps, `kLanes` lanes a channel, each with `kStates` states in
 // registers.
 //
-// The sequence is walked in tiles. Before a tile's recurrence the block decodes its inputs once, four
-// channels a thread, and leaves softplus(delta) and softplus(delta) * u, B and C as fp32 in shared memory;
-// the recurrence then has nothing to do but exponentials and multiply-adds; after it the block gates and
-// stores the tile with vector stores. Global loads of the next tile are in flight during the recurrence.
+// The sequence is walked in tiles, a tile in batches of eight tokens. Of each batch a lane owns kOwn
+// (channel, token) pairs: it decodes delta and u, applies softplus, and hands both to the other lanes of the
+// channel through shared memory of the warp alone. All lanes then advance their states over the batch, the
+// sums over states meet at the lane that owns the token (sum_parts), and that lane adds D u and gates. B and
+// C are decoded for the whole block, a tile ahead; raw inputs arrive by copies two tiles ahead; results leave
+// as vectors a tile or two later. So a tile costs one barrier. Which tiles are touched between two barriers
+// is said in scan_shape.cuh.
+//
 // Steps past the end have delta = 0 and leave the state as it is, so the inner loop knows no ends.
+//
+// With sixteen states the sum over them is the same tree whatever kLanes is, so that a channel's result does
+// not depend on how many others are scanned beside it.
 #pragma once
 
-#include "residency.cuh"
 #include "scan_selectors.cuh"
+#include "scan_shape.cuh"
 #include "ssm.cuh"
 
 namespace dualscale {
-
-constexpr int kScanThreads = 128;
 
 struct ScanArguments {
   SsmArguments in;
@@ -25,328 +30,307 @@ struct ScanArguments {
   SelectorView selectors;  // of u
 };
 
-// kFast: every input aligned and the channels a multiple of the block's, so that vectors are always whole.
-template <bool kAllCodes, bool kFast, int kStates, int kSplit, class Selectors>
-struct ScanBlock {
-  static constexpr int kChannels = kScanThreads / kSplit;
-  static constexpr int kPadded = kStates * kSplit;
-  static constexpr int kTile = kAllCodes && kSplit > 1 ? 32 : 16;
-  static constexpr int kSteps = kStates < 8 ? 8 : 4;    // of the recurrence between two stores
-  static constexpr int kGroups = kChannels / 4;         // of four channels
-  static constexpr int kPass = kScanThreads / kGroups;  // rows that the block covers at once
-  static constexpr int kItems = kTile > kPass ? kTile / kPass : 1;
-  static constexpr int kStateGroups = kPadded / 4;
-  static constexpr int kStatePass = kScanThreads / kStateGroups;
-  static constexpr int kStateItems = kTile > kStatePass ? kTile / kStatePass : 1;
-  static constexpr bool kFetchStates = kStateItems == 1;  // more would take too many registers
-  using Piece = Four<kAllCodes>;
-  using OwnSelectors = TileSelectors < Selectors, kTile, kChannels, kPass, kItems, kStates<8>;
+template <class Shape, class Selectors>
+struct ScanBlock : Shape {
+  using Shape::kBatch, Shape::kBatches, Shape::kChannels, Shape::kCodes, Shape::kLanes, Shape::kOwn;
+  using Shape::kPadded, Shape::kRow, Shape::kStates, Shape::kTile, Shape::kWarpChannels, Shape::kRawStates;
+  using typename Shape::Parameters, typename Shape::Place, typename Shape::Shared, typename Shape::Stage;
 
-  struct Shared : OwnSelectors::Shared {
-    float2 step[kTile][kChannels];  // softplus(delta), softplus(delta) * u
-    float partial[kTile][kScanThreads];
-    float B[kTile][kPadded];
-    float C[kTile][kPadded];
-    Scaled u_code[kChannels];
-    Scaled delta_code, B_code, C_code, z_code;
-    float bias[kChannels];
-    float skip[kChannels];  // D
+  // What a lane keeps of its tokens of a batch until their sums have met; gates only where that is later.
+  struct Own {
+    float u[kOwn], gate[kOwn];
   };
 
   const ScanArguments& a;
   Shared& s;
-  int64_t batch, first_channel;
-  int group, row,
-      valid;  // this thread's four channels, its first row of a tile, how many of the channels exist
-  Piece u[kItems], delta[kItems], z[kItems];
-  Piece next_B, next_C;
-  float skipped[kItems][4];  // D * u
-  OwnSelectors selectors;
+  int batch, first_channel;
+  int length;
+  int part, channel;  // of this lane: which states, which channel of the block
+  Parameters kept;    // where registers are plenty
+  WarpSelectors<Selectors, kWarpChannels, Shape::kLater> selectors;
 
   __device__ ScanBlock(const ScanArguments& arguments, Shared& shared) : a(arguments), s(shared) {
-    const unsigned pieces = static_cast<unsigned>((a.in.channels + kChannels - 1) / kChannels);
-    batch = blockIdx.x / pieces;
-    first_channel = static_cast<int64_t>(blockIdx.x % pieces) * kChannels;
-    group = threadIdx.x % kGroups;
-    row = threadIdx.x / kGroups;
-    valid = static_cast<int>(min(max(a.in.channels - first_channel - 4 * group, int64_t{0}), int64_t{4}));
-    valid = kFast ? 4 : valid;
-    for (int i = threadIdx.x; i < kChannels; i += kScanThreads) {
-      const int64_t channel = min(first_channel + i, a.in.channels - 1);
-      const CodeView& code = a.in.u.code;
-      if constexpr (Selectors::kPairs) {
-        const Pair pair = Pair::load(code.rows + (code.per_channel ? channel * kPairWidth : 0));
-        s.u_code[i] = {pair.inner, pair.outer, 0.0f, 0.0f};  // both scales alone
-      } else if (code.rows != nullptr && !code.is_table) {
-        s.u_code[i] = Scaled::of(code.rows + (code.per_channel ? channel * kKneeWidth : 0));
-      }
-      s.bias[i] = a.in.delta_bias ? a.in.delta_bias[channel] : 0.0f;
-      s.skip[i] = a.in.D ? a.in.D[channel] : 0.0f;
+    batch = blockIdx.y + gridDim.y * blockIdx.z;
+    first_channel = blockIdx.x * kChannels;
+    length = static_cast<int>(a.in.length);
+    const Lane lane(threadIdx.x);
+    part = lane.part;
+    channel = lane.channel;
+  }
+
+  // Which states and which channel of the block a thread has. The second bit of a lane tells channels apart:
+  // lanes n and n ^ 2 read the same B and C, lanes n and n ^ 1 the same steps, which halves the cycles of
+  // such a load.
+  struct Lane {
+    int part, channel;
+    __device__ __forceinline__ explicit Lane(int thread) {
+      const int lane = thread % 32, rest = (lane & 1) | (lane >> 2 << 1);
+      part = rest % kLanes;
+      channel = thread / 32 * kWarpChannels + (rest / kLanes << 1 | (lane >> 1 & 1));
     }
-    if (threadIdx.x == 0) {
-      load_code(a.in.delta, s.delta_code);
-      load_code(a.in.B, s.B_code);
-      load_code(a.in.C, s.C_code);
-      load_code(a.in.z, s.z_code);
-      if constexpr (Selectors::kLists) {
-        selectors.open(s, a.selectors, place());
+  };
+
+  // Where the rows lie; before anything is copied.
+  __device__ void open_streams() {
+    set_place();
+    const int i = threadIdx.x;
+    if (i < 5) {
+      const Input& input = i == 0 ? a.in.u : i == 1 ? a.in.delta : i == 2 ? a.in.z : i == 3 ? a.in.B : a.in.C;
+      const int64_t left = a.in.channels - first_channel;
+      s.streams[i] = i < 3 ? Stream::of(input, batch, first_channel, min(left, int64_t{kChannels}))
+                           : Stream::of(input, batch, 0, a.in.states);
+      if (i >= 3 && input.code.rows != nullptr) {
+        s.codes[i - 3] = Scaled::of(input.code.rows);
       }
     }
     __syncthreads();
   }
 
-  static __device__ void load_code(const Input& input, Scaled& code) {
-    if (input.code.rows != nullptr) {
-      code = Scaled::of(input.code.rows);
-    }
-  }
-
-  // kWhole: the caller knows that all rows of the tile exist.
-  template <bool kWhole>
-  __device__ __forceinline__ bool exists(int64_t start, int i) const {
-    if constexpr (kWhole && kFast && kTile % kPass == 0) {
-      return true;
-    }
-    return row + i * kPass < kTile && start + row + i * kPass < a.in.length && (kFast || valid > 0);
-  }
-
-  // Offset of this thread's channels in its first row of a tile.
-  __device__ __forceinline__ int64_t start_of(const Input& input, int64_t start) const {
-    return batch * input.batch_stride + (start + row) * input.row_stride + first_channel + 4 * group;
-  }
-
-  // Starts the loads of z, which only the end of the tile needs.
-  template <bool kWhole>
-  __device__ __forceinline__ void fetch_gate(int64_t start) {
-    if (a.in.z.data == nullptr) {
-      return;
-    }
-    const int64_t at = start_of(a.in.z, start);
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      if (exists<kWhole>(start, i)) {
-        z[i] = load_four<kAllCodes, kFast>(a.in.z, at + i * kPass * a.in.z.row_stride, valid);
-      }
-    }
-  }
-
-  // Starts the other loads of a tile.
-  template <bool kWhole>
-  __device__ __forceinline__ void fetch(int64_t start) {
-    const int64_t u_at = start_of(a.in.u, start), delta_at = start_of(a.in.delta, start);
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      if (exists<kWhole>(start, i)) {
-        u[i] = load_four<kAllCodes, kFast>(a.in.u, u_at + i * kPass * a.in.u.row_stride, valid);
-        delta[i] =
-            load_four<kAllCodes, kFast>(a.in.delta, delta_at + i * kPass * a.in.delta.row_stride, valid);
-      }
-    }
-    if constexpr (Selectors::kLists) {
-      selectors.fetch_list(s, a.selectors, start);
-    }
-    if constexpr (kFetchStates) {
-      next_B = state_piece<kWhole>(a.in.B, start, 0);
-      next_C = state_piece<kWhole>(a.in.C, start, 0);
-    }
-  }
-
-  // Starts the loads of a tile's bytes of the mask; late, so that no register holds them during the
-  // recurrence.
-  __device__ __forceinline__ void fetch_bits(int64_t start) {
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      if (exists<false>(start, i)) {
-        selectors.fetch(a.selectors, place(), start, i);
-      }
-    }
-  }
-
-  __device__ __forceinline__ ScanPlace place() const { return {batch, first_channel, group, row}; }
-
-  // How many of this thread's four states of B or C exist.
-  template <bool kWhole>
-  __device__ __forceinline__ int present_states(int64_t start, int i) const {
-    if constexpr (kWhole && kFast && kTile % kStatePass == 0) {
-      return 4;
-    }
-    const int r = threadIdx.x / kStateGroups + i * kStatePass;
-    const int column = threadIdx.x % kStateGroups * 4;
-    return r < kTile && start + r < a.in.length ? min(max(a.in.states - column, 0), 4) : 0;
-  }
-
-  template <bool kWhole>
-  __device__ __forceinline__ Piece state_piece(const Input& input, int64_t start, int i) const {
-    const int present = present_states<kWhole>(start, i);
-    const int r = threadIdx.x / kStateGroups + i * kStatePass;
-    const int column = threadIdx.x % kStateGroups * 4;
-    const int64_t offset = batch * input.batch_stride + (start + r) * input.row_stride + column;
-    return present > 0 ? load_four<kAllCodes, kFast>(input, offset, present) : Piece{};
-  }
-
-  // The i-th of this thread's pieces of u.
-  __device__ __forceinline__ void decode_u(int i, float (&x)[4]) const {
-    biased_or_value(u[i], a.in.u.kind, x);
-    if constexpr (Selectors::kPairs) {
-      const uint32_t outer = selectors.four(s, place(), i);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float2 scales = scales_of(s.u_code[4 * group + j]);
-        x[j] = (x[j] - kByteBias) * (outer >> j & 1 ? scales.y : scales.x);
-      }
-      return;
-    }
+  // Parameters of this lane's channel, and the table of gates.
+  __device__ void load_parameters() {
+    const int64_t at = min(first_channel + channel, static_cast<int>(a.in.channels) - 1);
     const CodeView& code = a.in.u.code;
-    if (code.rows == nullptr) {
-      return;
+    Parameters own{};
+    if constexpr (Selectors::kPairs) {
+      const Pair pair = Pair::load(code.rows + (code.per_channel ? at * kPairWidth : 0));
+      own.u = {pair.inner, pair.outer, 0.0f, 0.0f};
+    } else if (code.rows != nullptr && !code.is_table) {
+      own.u = Scaled::of(code.rows + (code.per_channel ? at * kKneeWidth : 0));
     }
-    if (code.is_table) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int64_t channel = min(first_channel + 4 * group + j, a.in.channels - 1);
-        const int level = static_cast<int>(__float_as_uint(x[j]) & 0xffu);  // the mantissa holds 128 + q
-        x[j] = __ldg(code.rows + (code.per_channel ? channel * kTableWidth : 0) + level);
-      }
+    own.bias = a.in.delta_bias ? a.in.delta_bias[at] : 0.0f;
+    own.skip = a.in.D ? a.in.D[at] : 0.0f;
+    if (a.in.delta.code.rows != nullptr) {
+      own.delta = Scaled::of(a.in.delta.code.rows);
+      own.delta.offset += own.bias;
+    }
+    if constexpr (Shape::kLater) {
+      kept = own;
     } else {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        x[j] = s.u_code[4 * group + j].value(x[j]);
+      s.parameters[channel] = own;  // the same from all lanes of the channel
+    }
+    if (a.in.z.data == nullptr || a.in.z.code.rows != nullptr) {
+      for (int i = threadIdx.x; i < kLevels; i += kScanThreads) {
+        s.gates[i] = a.in.z.data == nullptr ? 1.0f : silu(Scaled::of(a.in.z.code.rows).value(biased(i)));
       }
+    }
+    if constexpr (Shape::kTable) {
+      fill_table();
     }
   }
 
-  // Decodes u and delta into shared memory and keeps what the end of the tile needs.
-  template <bool kWhole>
-  __device__ __forceinline__ void prepare(int64_t start) {
-    const bool coded = kAllCodes || a.in.delta.code.rows != nullptr;
-    const Scaled code = s.delta_code;
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      float2 pair[4] = {};
-      if (exists<kWhole>(start, i)) {
-        float x[4], value[4];
-        decode_u(i, value);
-        biased_or_value(delta[i], a.in.delta.kind, x);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float bias = s.bias[4 * group + j];
-          pair[j].x = softplus(coded ? code.value(x[j], bias) : x[j] + bias);
-          pair[j].y = pair[j].x * value[j];
-          skipped[i][j] = s.skip[4 * group + j] * value[j];
-        }
-      }
-      if (row + i * kPass < kTile) {
-        auto* to = reinterpret_cast<float4*>(&s.step[row + i * kPass][4 * group]);
-        to[0] = make_float4(pair[0].x, pair[0].y, pair[1].x, pair[1].y);
-        to[1] = make_float4(pair[2].x, pair[2].y, pair[3].x, pair[3].y);
-      }
-    }
-    prepare_states<kWhole>(a.in.B, s.B_code, next_B, start, s.B);
-    prepare_states<kWhole>(a.in.C, s.C_code, next_C, start, s.C);
-  }
-
-  // Decodes B or C; rows past the end and states that only pad are zero.
-  template <bool kWhole>
-  __device__ __forceinline__ void prepare_states(const Input& input, const Scaled& code, const Piece& fetched,
-                                                 int64_t start, float (&to)[kTile][kPadded]) const {
-    const bool coded = kAllCodes || input.code.rows != nullptr;
-    const int column = threadIdx.x % kStateGroups * 4;
-#pragma unroll
-    for (int i = 0; i < kStateItems; ++i) {
-      const int r = threadIdx.x / kStateGroups + i * kStatePass;
-      const int present = present_states<kWhole>(start, i);
-      float x[4];
-      biased_or_value(kFetchStates ? fetched : state_piece<kWhole>(input, start, i), input.kind, x);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        x[j] = j >= present ? 0.0f : coded ? code.value(x[j]) : x[j];
-      }
-      if (r < kTile) {
-        *reinterpret_cast<float4*>(&to[r][column]) = make_float4(x[0], x[1], x[2], x[3]);
-      }
-    }
-  }
-
-  // The recurrence over one tile; A is already multiplied by log2(e).
-  __device__ __forceinline__ void recur(const float (&A)[kStates], float (&h)[kStates]) const {
-    const int channel = threadIdx.x % kChannels;
-    const int part = threadIdx.x / kChannels;
-    // A store might, for all the compiler knows, change what the next step loads: so a few steps store at the
-    // end.
+  // By each warp for its channels.
+  __device__ void fill_table() const {
+    Scaled code = Scaled::of(a.in.delta.code.rows);
+    const float offset = code.offset;
 #pragma unroll 1
-    for (int first = 0; first < kTile; first += kSteps) {
-      float y[kSteps];
+    for (int i = 0; i < kWarpChannels; ++i) {
+      const int own = threadIdx.x / 32 * kWarpChannels + i;
+      const int64_t at = min(first_channel + own, static_cast<int>(a.in.channels) - 1);
+      const float bias = a.in.delta_bias ? a.in.delta_bias[at] : 0.0f;
+      code.offset = offset + bias;
+#pragma unroll 4
+      for (int q = threadIdx.x % 32; q < kLevels; q += 32) {
+        s.table[own][q] = softplus(value_of_delta(code, bias, biased(q)));
+      }
+    }
+  }
+
+  static __device__ __forceinline__ float value_of_delta(const Scaled& code, float bias, float x) {
+    const float t = x - code.origin;
+    return fmaxf(fmaf(t, code.scale, bias), fmaf(t, code.slope, code.offset));
+  }
+
+  __device__ __forceinline__ const Parameters& parameters() const {
+    if constexpr (Shape::kLater) {
+      return kept;
+    } else {
+      return s.parameters[channel];
+    }
+  }
+
+  // A code's byte as Scaled takes it.
+  static __device__ __forceinline__ float biased(uint32_t byte) {
+    return __uint_as_float(byte ^ 0x4b000080u);
+  }
+
+  __device__ __forceinline__ Stage& stage_of(int tile) const {
+    return s.stage[static_cast<unsigned>(tile) % Shape::kStages];
+  }
+
+  // Starts the copies of a tile, one warp an array.
+  __device__ __forceinline__ void copy(int tile) const {
+    const int start = tile * kTile;
+    const int rows = min(length - start, kTile);  // or fewer than none
+    Stage& to = stage_of(tile);
+    const int warp = threadIdx.x / 32;
+    if (warp < 3) {
+      auto* rows_of = warp == 0 ? to.u : warp == 1 ? to.delta : to.z;
+      RowCopy<kTile, kRow, Shape::kRowBytes>::run(s.streams[warp], start, rows, rows_of[0]);
+    } else if constexpr (kRawStates) {
+#pragma unroll 1
+      for (int i = 0; i < 2; ++i) {
+        RowCopy<kTile, Shape::kStateRow, Shape::kStateRow>::run(s.streams[3 + i], start, rows,
+                                                                to.states[i][0]);
+      }
+    }
+    end_of_copies();
+  }
+
+  // A value in shared memory; codes stay biased.
+  static __device__ __forceinline__ float raw_value(const uint8_t* row, int column, Kind kind) {
+    if (kCodes || kind == Kind::kCodes) {
+      return biased(row[column]);
+    }
+    if (kind == Kind::kFloat) {
+      return reinterpret_cast<const float*>(row)[column];
+    }
+    const uint16_t bits = reinterpret_cast<const uint16_t*>(row)[column];
+    return kind == Kind::kHalf ? __half2float(__ushort_as_half(bits))
+                               : __uint_as_float(static_cast<uint32_t>(bits) << 16);
+  }
+
+  static constexpr int kItems = kPadded * kTile / 4;  // of B or of C, four tokens' values of a state
+  static_assert(kItems % kScanThreads == 0 || kScanThreads % kItems == 0,
+                "a thread has items of one matrix or both");
+
+  __device__ void set_place() {
+    const int thread = threadIdx.x, row = thread / Shape::kGroups, column = thread % Shape::kGroups * 4;
+    s.places[thread] = {(row * Shape::kSumRow + column) * 4, row, column, 0};
+  }
+
+  // Decodes the B and C of a tile.
+  __device__ __forceinline__ void decode_states(int tile) const {
+    static_assert(kItems % kScanThreads == 0 || 2 * kItems <= kScanThreads,
+                  "a thread has one matrix or both");
+    const unsigned thread = threadIdx.x;
+    if constexpr (kItems >= kScanThreads) {
 #pragma unroll
-      for (int g = 0; g < kSteps; ++g) {
-        const float2 step = s.step[first + g][channel];
-        float B[kStates], C[kStates];
-        read_states(&s.B[first + g][part * kStates], B);
-        read_states(&s.C[first + g][part * kStates], C);
-        y[g] = 0.0f;
-#pragma unroll
-        for (int n = 0; n < kStates; ++n) {
-          h[n] = fmaf(exp2_approx(step.x * A[n]), h[n], step.y * B[n]);
-          y[g] = fmaf(h[n], C[n], y[g]);
+      for (int matrix = 0; matrix < 2; ++matrix) {
+        for (int turn = 0; turn < kItems / kScanThreads; ++turn) {
+          decode_item(matrix, tile, turn * kScanThreads + thread);
         }
       }
-#pragma unroll
-      for (int g = 0; g < kSteps; ++g) {
-        s.partial[first + g][threadIdx.x] = y[g];
-      }
+    } else if (2 * kItems == kScanThreads || thread < 2 * kItems) {
+      decode_item(thread / kItems, tile, thread % kItems);
     }
   }
 
-  static __device__ __forceinline__ void read_states(const float* from, float (&x)[kStates]) {
-    constexpr int kWidth = kStates < 4 ? kStates : 4;
-#pragma unroll
-    for (int n = 0; n < kStates; n += kWidth) {
-      if constexpr (kWidth == 4) {
-        const float4 four = *reinterpret_cast<const float4*>(from + n);
-        x[n] = four.x;
-        x[n + 1] = four.y;
-        x[n + 2] = four.z;
-        x[n + 3] = four.w;
-      } else {
-        const float2 two = *reinterpret_cast<const float2*>(from + n);
-        x[n] = two.x;
-        x[n + 1] = two.y;
-      }
-    }
+  __device__ __forceinline__ void decode_item(int matrix, int tile, int item) const {
+    const int state = item % kPadded, token = item / kPadded * 4;
+    auto* to = &s.states[tile & 1][matrix][state][token];
+    *reinterpret_cast<float4*>(to) = four_states(matrix, tile, state, token);
   }
 
-  // Sums the parts of each channel, adds D u, gates with SiLU(z) and stores.
-  template <bool kWhole>
-  __device__ __forceinline__ void finish(int64_t start) const {
-    const bool coded = kAllCodes || a.in.z.code.rows != nullptr;
-    const Scaled code = s.z_code;
+  // Four neighbouring tokens' B or C of one state; what does not exist is zero, unless a step of 0 hides it.
+  __device__ __forceinline__ float4 four_states(int matrix, int tile, int state, int token) const {
+    const Input& input = matrix == 0 ? a.in.B : a.in.C;
+    const Scaled code = s.codes[matrix];
+    const Stage& stage = stage_of(tile);
+    float x[4];
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      if (!exists<kWhole>(start, i)) {
+    for (int t = 0; t < 4; ++t) {
+      if constexpr (kCodes) {
+        x[t] = code.value(biased(stage.states[matrix][token + t][state]));
         continue;
       }
-      const int r = row + i * kPass;
-      float y[4], x[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        y[j] = skipped[i][j];
-      }
-#pragma unroll
-      for (int part = 0; part < kSplit; ++part) {
-        const float4 four = *reinterpret_cast<const float4*>(&s.partial[r][part * kChannels + 4 * group]);
-        y[0] += four.x;
-        y[1] += four.y;
-        y[2] += four.z;
-        y[3] += four.w;
-      }
-      if (a.in.z.data != nullptr) {
-        biased_or_value(z[i], a.in.z.kind, x);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          y[j] *= silu(coded ? code.value(x[j]) : x[j]);
+      const int row = tile * kTile + token + t;
+      x[t] = 0.0f;
+      if (row < length && state < a.in.states) {
+        if constexpr (kRawStates) {
+          x[t] = raw_value(stage.states[matrix][token + t], state, input.kind);
+        } else {
+          const auto* from = static_cast<const uint8_t*>(input.data) +
+                             (batch * input.batch_stride + row * input.row_stride) * width_of(input.kind);
+          x[t] = raw_value(from, state, input.kind);
         }
+        x[t] = input.code.rows != nullptr ? code.value(x[t]) : x[t];
       }
-      const int64_t offset = (batch * a.in.length + start + r) * a.in.channels + first_channel + 4 * group;
-      store_four(a.y, a.result, offset, y, kFast || a.in.channels % 4 == 0, valid);
+    }
+    return make_float4(x[0], x[1], x[2], x[3]);
+  }
+
+  __device__ __forceinline__ float decoded_u(const uint8_t* row, const Parameters& own, bool is_outer) const {
+    const float x = raw_value(row, channel, a.in.u.kind);
+    if constexpr (Selectors::kPairs) {
+      return (x - kByteBias) * (is_outer ? own.u.scale : own.u.origin);
+    } else {
+      const CodeView& code = a.in.u.code;
+      if (!kCodes && (code.rows == nullptr || code.is_table)) {
+        if (code.rows == nullptr) {
+          return x;
+        }
+        const int64_t at = min(first_channel + channel, static_cast<int>(a.in.channels) - 1);
+        return __ldg(code.rows + (code.per_channel ? at * kTableWidth : 0) + (__float_as_uint(x) & 0xffu));
+      }
+      return own.u.value(x);
+    }
+  }
+
+  __device__ __forceinline__ float gate_of(const uint8_t* row) const {
+    const Input& z = a.in.z;
+    if (kCodes || z.data == nullptr || z.kind == Kind::kCodes) {
+      return s.gates[kCodes || z.data != nullptr ? row[channel] : 0];
+    }
+    return silu(raw_value(row, channel, z.kind));
+  }
+
+  __device__ __forceinline__ ScanPlace place() const {
+    return {batch, first_channel + threadIdx.x / 32 * kWarpChannels, a.in.channels};
+  }
+
+  // Selectors of the 32 tokens from `start` on, where a list begins there; else they are there already.
+  __device__ __forceinline__ void spread_selectors(int start) {
+    if constexpr (Selectors::kPairs) {
+      if (start % kListTokens == 0) {
+        selectors.spread(a.selectors, place(), start, s.selectors[threadIdx.x / 32][start / kListTokens & 1]);
+        selectors.fetch(a.selectors, place(), start + kListTokens);
+      }
+    }
+  }
+
+  // Decodes this lane's tokens of a batch and hands delta and delta * u to the channel's other lanes, who
+  // read them behind __syncwarp().
+  __device__ __forceinline__ void prepare(int tile, int b, Own& own) const {
+    const Stage& stage = stage_of(tile);
+    const int start = tile * kTile;
+    const int left = length - start - b * kBatch - part * kOwn;  // from this lane's first token on
+    const bool coded = kCodes || a.in.delta.code.rows != nullptr;
+    const Parameters its = parameters();
+    float step[2 * kOwn];
+#pragma unroll
+    for (int o = 0; o < kOwn; ++o) {
+      const int token = b * kBatch + part * kOwn + o;
+      bool is_outer = false;
+      if constexpr (Selectors::kPairs) {
+        const uint32_t word =
+            s.selectors[threadIdx.x / 32][start / kListTokens & 1][start % kListTokens + token];
+        is_outer = word >> (channel % kWarpChannels) & 1;
+      }
+      own.u[o] = decoded_u(stage.u[token], its, is_outer);
+      float delta;
+      if constexpr (Shape::kTable) {
+        delta = s.table[channel][stage.delta[token][channel]];
+      } else {
+        const float x = raw_value(stage.delta[token], channel, a.in.delta.kind);
+        delta = softplus(coded ? value_of_delta(its.delta, its.bias, x) : x + its.bias);
+      }
+      own.u[o] = kCodes || o < left ? own.u[o] : 0.0f;  // what lies there may be no number
+      if constexpr (Shape::kLater) {
+        own.gate[o] = gate_of(stage.z[token]);
+      }
+      step[2 * o] = o < left ? delta : 0.0f;
+      step[2 * o + 1] = step[2 * o] * own.u[o];
+    }
+    float* to = s.steps[threadIdx.x / 32][(tile * kBatches + b) & 1][channel % kWarpChannels];
+#pragma unroll
+    for (int o = 0; o < kOwn; o += 2) {
+      auto* at = to + 2 * (part * kOwn + o);
+      if constexpr (kOwn == 1) {
+        *reinterpret_cast<float2*>(at) = make_float2(step[0], step[1]);
+      } else {
+        *reinterpret_cast<float4*>(at) =
+            make_float4(step[2 * o], step[2 * o + 1], step[2 * o + 2], step[2 * o + 3]);
+      }
     }
   }
 };

@@ -1,159 +1,107 @@
-// The selectors of one tile of a scan's block (kTile tokens, kChannels channels), where u has two scales.
+// The selectors of one warp's channels, where u has two scales: a word a token, bit i is channel i of the
+// warp.
 //
-// From a mask a thread fetches its own bytes. Lists are first spread into a bitmap in shared memory: it is
-// cleared during the recurrence before, and filled before the tile's inputs are decoded.
+// They are made for 32 tokens at once, those of a list, a lane a token.
 #pragma once
 
 #include "pairs.cuh"
-#include "ssm.cuh"
 
 namespace dualscale {
 
-// Where a thread's first four channels and its first token lie, kItems tokens kPass apart.
-struct ScanPlace {
-  int64_t batch, first_channel;
-  int group, row;
-};
-
-// The two scales of a channel, which lie in shared memory; read each time, not kept during the recurrence.
-__device__ __forceinline__ float2 scales_of(const Scaled& pair) {
-  float2 scales;
-  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(&pair));
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(scales.x), "=f"(scales.y) : "r"(at));
-  return scales;
+// threadIdx.x, read anew: what follows from it shall not be kept in registers during the recurrence.
+__device__ __forceinline__ int thread_anew() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
 }
 
-// kAhead: whether a thread keeps its part of a list in registers until the recurrence before is done.
-template <class Selectors, int kTile, int kChannels, int kPass, int kItems, bool kAhead>
-struct TileSelectors {
-  struct Shared {};
+// A warp's place: its first channel may lie past the last.
+struct ScanPlace {
+  int64_t batch, channel, channels;
 };
 
-template <int kTile, int kChannels, int kPass, int kItems, bool kAhead>
-struct TileSelectors<MaskSelectors, kTile, kChannels, kPass, kItems, kAhead> {
-  struct Shared {};
-  uint32_t byte[kItems];
+// kChannels of a warp, a divisor of a list's. kAhead: what the words are made of is fetched 32 tokens ahead,
+// where few warps run; it takes registers.
+template <class Selectors, int kChannels, bool kAhead>
+struct WarpSelectors {};
 
-  // Starts the load of the i-th token's, which exists.
-  __device__ __forceinline__ void fetch(const SelectorView& view, const ScanPlace& at, int64_t start, int i) {
-    const int64_t token = start + at.row + i * kPass;
-    byte[i] = view.row(at.batch, token)[(at.first_channel + 4 * at.group) / 8];
+// The bits of this lane's token in a mask, whatever that token is.
+template <int kChannels>
+__device__ __forceinline__ uint32_t bits_of_mask(const SelectorView& view, const ScanPlace& at,
+                                                 int64_t token) {
+  if (token >= view.length || at.channel >= at.channels) {
+    return 0;
+  }
+  const int first = static_cast<int>(at.channel / 8);
+  const uint8_t* row = view.row(at.batch, token);
+  uint32_t bits = row[first];
+  if constexpr (kChannels > 8) {
+    bits |= first + 1 < view.row_bytes ? row[first + 1] << 8 : 0;
+  }
+  return kChannels < 8 ? bits >> at.channel % 8 : bits;
+}
+
+template <int kChannels, bool kAhead>
+struct WarpSelectors<MaskSelectors, kChannels, kAhead> {
+  uint32_t bits = 0;
+
+  __device__ __forceinline__ void fetch(const SelectorView& view, const ScanPlace& at, int64_t start) {
+    bits = bits_of_mask<kChannels>(view, at, start + thread_anew() % 32);
   }
 
-  // The four selectors of the i-th token.
-  __device__ __forceinline__ uint32_t four(const Shared&, const ScanPlace& at, int i) const {
-    return byte[i] >> ((at.first_channel + 4 * at.group) % 8);
+  // Writes the words of the tokens that were fetched.
+  __device__ __forceinline__ void spread(const SelectorView&, const ScanPlace&, int64_t,
+                                         uint32_t (&words)[kListTokens]) const {
+    words[thread_anew() % 32] = bits;
+    __syncwarp();
   }
 };
 
-template <int kTile, int kChannels, int kPass, int kItems, bool kAhead>
-struct TileSelectors<ListSelectors, kTile, kChannels, kPass, kItems, kAhead> {
-  static constexpr int kThreads = 128;
-  static constexpr int kWords = kTile * kChannels / 32 > 0 ? kTile * kChannels / 32 : 1;
-  static constexpr int kColumns = kChannels > kListChannels ? kChannels / kListChannels : 1;  // of lists
-  static constexpr int kWidth = kChannels / kColumns;
-  static constexpr int kFours = kWidth / 4;
-  static_assert(kWords <= kThreads && kListTokens % kTile == 0,
-                "a thread clears a word, a tile has one list");
-
-  // Besides the bitmap where the block's lists and bits begin: registers are scarce.
-  struct alignas(16) Shared {
-    uint32_t word[kWords];
-    const int16_t* lists;
-    const uint8_t* mask;
-    int64_t channel;
-  };
+template <int kChannels, bool kAhead>
+struct WarpSelectors<ListSelectors, kChannels, kAhead> {
   int count = 0, entry = 0;
 
-  // By one thread, before all others go on.
-  static __device__ void open(Shared& shared, const SelectorView& view, const ScanPlace& at) {
-    shared.lists = view.list(at.batch, 0, at.first_channel / kListChannels);
-    shared.mask = view.row(at.batch, 0);
-    shared.channel = at.first_channel;
+  static __device__ __forceinline__ const int16_t* list_of(const SelectorView& view, const ScanPlace& at,
+                                                           int64_t start) {
+    return view.list(at.batch, start / kListTokens, at.channel / kListChannels);
   }
 
-  static __device__ __forceinline__ const int16_t* list_of(const Shared& shared, const SelectorView& view,
-                                                           int64_t start, int column) {
-    const int64_t tile = start / kListTokens * view.list_channels + column;
-    return shared.lists + tile * (1 + view.capacity);
+  // The list's size and this lane's entry.
+  __device__ __forceinline__ void fetch(const SelectorView& view, const ScanPlace& at, int64_t start) {
+    if constexpr (kAhead) {
+      load(view, at, start);
+    }
   }
 
-  // Starts the loads of the first list's size and of this thread's entry.
-  __device__ __forceinline__ void fetch_list(const Shared& shared, const SelectorView& view, int64_t start) {
-    if (kAhead && start < view.length) {
-      const int16_t* list = list_of(shared, view, start, 0);
+  __device__ __forceinline__ void load(const SelectorView& view, const ScanPlace& at, int64_t start) {
+    count = 0;
+    if (start < view.length && at.channel < at.channels) {
+      const int16_t* list = list_of(view, at, start);
+      const int lane = thread_anew() % 32;
       count = list[0];
-      entry = static_cast<int>(threadIdx.x) < view.capacity ? list[1 + threadIdx.x] : 0;
+      entry = lane < view.capacity ? list[1 + lane] : 0;
     }
   }
 
-  __device__ __forceinline__ void clear(Shared& shared) const {
-    if (threadIdx.x < kWords) {
-      shared.word[threadIdx.x] = 0;
+  __device__ __forceinline__ void spread(const SelectorView& view, const ScanPlace& at, int64_t start,
+                                         uint32_t (&words)[kListTokens]) {
+    if constexpr (!kAhead) {
+      load(view, at, start);
     }
-  }
-
-  // Fills the bitmap of the tile that was fetched.
-  __device__ __forceinline__ void spread(Shared& shared, const SelectorView& view, int64_t start) const {
-    if (start >= view.length) {
-      return;
-    }
-    const int thread = this_thread();
+    const int lane = thread_anew() % 32;
+    words[lane] = count > view.capacity ? bits_of_mask<kChannels>(view, at, start + lane) : 0;
+    __syncwarp();
+    if (count <= view.capacity) {
 #pragma unroll 1
-    for (int column = 0; column < kColumns; ++column) {
-      const int64_t first = shared.channel + column * kListChannels;
-      if (column > 0 && first / kListChannels >= view.list_channels) {
-        return;
-      }
-      const int16_t* list = list_of(shared, view, start, column);
-      const int outliers = kAhead && column == 0 ? count : list[0];
-      if (outliers > view.capacity) {
-        copy_mask(shared, view, start, first, column * kWidth, thread);
-        continue;
-      }
-#pragma unroll 1
-      for (int i = thread; i < outliers; i += kThreads) {
-        const bool is_here = kAhead && column == 0 && i == thread;
-        const int index = is_here ? entry : list[1 + i];
-        const unsigned token = index / kListChannels - static_cast<int>(start % kListTokens);
-        const unsigned channel = index % kListChannels - static_cast<int>(first % kListChannels);
-        if (token < kTile && channel < kWidth) {
-          set(shared, token * kChannels + column * kWidth + channel, 1);
+      for (int i = lane; i < count; i += 32) {
+        const int index = i == lane ? entry : list_of(view, at, start)[1 + i];
+        const unsigned channel = index % kListChannels - static_cast<int>(at.channel % kListChannels);
+        if (channel < kChannels) {
+          atomicOr(&words[index / kListChannels], 1u << channel);  // in any order
         }
       }
     }
-  }
-
-  __device__ __forceinline__ uint32_t four(const Shared& shared, const ScanPlace& at, int i) const {
-    const unsigned bit = (at.row + i * kPass) * kChannels + 4 * at.group;
-    return shared.word[bit / 32] >> (bit % 32);
-  }
-
- private:
-  // threadIdx.x, read anew: what follows from it shall not be kept in registers during the recurrence.
-  static __device__ __forceinline__ int this_thread() {
-    int thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread;
-  }
-
-  // The order of threads does not matter.
-  static __device__ __forceinline__ void set(Shared& shared, unsigned bit, uint32_t ones) {
-    atomicOr(&shared.word[bit / 32], ones << (bit % 32));
-  }
-
-  // The bits of a list that is full.
-  static __device__ void copy_mask(Shared& shared, const SelectorView& view, int64_t start, int64_t first,
-                                   int column, int thread) {
-#pragma unroll 1
-    for (int i = thread; i < kTile * kFours; i += kThreads) {
-      const int token = i / kFours;
-      const int64_t channel = first + i % kFours * 4;
-      if (start + token < view.length && channel / 8 < view.row_bytes) {
-        const uint32_t byte = shared.mask[(start + token) * view.row_bytes + channel / 8];
-        set(shared, token * kChannels + column + i % kFours * 4, byte >> (channel % 8) & 15u);
-      }
-    }
+    __syncwarp();
   }
 };
 

@@ -138,6 +138,12 @@ __device__ __forceinline__ float biased_byte(uint32_t flipped, int i) {
   return __uint_as_float(__byte_perm(flipped, 0x4b000000u, 0x7650 + i));
 }
 
+// 1.5 * 2^23 + q for the i-th of four codes in a word: a dot product that takes one of them and adds the
+// rest.
+__device__ __forceinline__ float biased_code(uint32_t word, int i) {
+  return __int_as_float(__dp4a(static_cast<int>(word), 1 << (8 * i), __float_as_int(kIntegerBias)));
+}
+
 // Floating point values, or codes as floats.
 template <class T, int V>
 __device__ __forceinline__ void unpack(const Raw<T, V>& raw, float (&x)[V]) {
@@ -156,19 +162,58 @@ __device__ __forceinline__ uint32_t pack_bytes(uint32_t a, uint32_t b, uint32_t 
   return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
 }
 
-// Floating point values to T; codes are given as integers in fp32.
+// Four numbers as bytes, the first lowest: rounded to the nearest integer (ties to even) or, unless kNearest,
+// toward zero, and saturated. NaN is 0. From Hopper on a pair of conversions and the packing of both is one
+// instruction, which issues like a minimum; elsewhere numbers to be truncated must be integers.
+template <bool kNearest>
+__device__ __forceinline__ uint32_t pack_numbers(float a, float b, float c, float d) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  const auto integer = [](float x) {
+    int i;
+    if constexpr (kNearest) {
+      asm("cvt.rni.s32.f32 %0, %1;" : "=r"(i) : "f"(x));
+    } else {
+      asm("cvt.rzi.s32.f32 %0, %1;" : "=r"(i) : "f"(x));
+    }
+    return i;
+  };
+  uint32_t high, packed;
+  asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, 0;" : "=r"(high) : "r"(integer(d)), "r"(integer(c)));
+  asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(packed) : "r"(integer(b)), "r"(integer(a)), "r"(high));
+  return packed;
+#else
+  const auto bits = [](float x) {
+    return __float_as_uint(fminf(fmaxf(x == x ? x : 0.0f, -128.0f), 127.0f) + kIntegerBias);
+  };
+  return pack_bytes(bits(a), bits(b), bits(c), bits(d));
+#endif
+}
+
+// What packing makes round_half_away(t) of by leaving out the fraction, |t| < 2^22: a sum rounded toward zero
+// does not reach the next integer.
+__device__ __forceinline__ float before_packing(float t) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  return __fadd_rz(t, copysignf(0.5f, t));
+#else
+  return round_half_away(t);
+#endif
+}
+
+// The larger of two numbers; NaN stays.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
+// Floating point values to T; codes are given as integers in fp32, or before_packing.
 template <class T, int V>
 __device__ __forceinline__ Raw<T, V> pack(const float (&x)[V]) {
   Raw<T, V> raw;
 #pragma unroll
   for (int i = 0; i < Raw<T, V>::kWords; ++i) {
     if constexpr (sizeof(T) == 1) {
-      uint32_t bits[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        bits[j] = __float_as_uint(x[4 * i + j] + kIntegerBias);
-      }
-      raw.word[i] = pack_bytes(bits[0], bits[1], bits[2], bits[3]);
+      raw.word[i] = pack_numbers<false>(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
     } else if constexpr (sizeof(T) == 2) {
       const T pair[2] = {from_float<T>(x[2 * i]), from_float<T>(x[2 * i + 1])};
       memcpy(&raw.word[i], pair, 4);
@@ -176,6 +221,14 @@ __device__ __forceinline__ Raw<T, V> pack(const float (&x)[V]) {
       raw.word[i] = __float_as_uint(x[i]);
     }
   }
+  return raw;
+}
+
+// Codes to the nearest integer.
+__device__ __forceinline__ Raw<int8_t, 8> pack_nearest(const float (&x)[8]) {
+  Raw<int8_t, 8> raw;
+  raw.word[0] = pack_numbers<true>(x[0], x[1], x[2], x[3]);
+  raw.word[1] = pack_numbers<true>(x[4], x[5], x[6], x[7]);
   return raw;
 }
 

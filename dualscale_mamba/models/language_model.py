@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dualscale_mamba.errors import ConfigError
 from dualscale_mamba.models.cache import Cache, LayerCache
 from dualscale_mamba.models.config import Mamba2Config, MambaConfig, ModelConfig, name_of_dtype
+from dualscale_mamba.models.joined import StepWorkspaces, joined_step
 from dualscale_mamba.models.layers import Embedding, RMSNorm
 from dualscale_mamba.models.linear import Linear
 from dualscale_mamba.models.mamba import MambaMixer
@@ -39,17 +40,29 @@ def make_mixer(config: ModelConfig, dtype: torch.dtype, state_dtype: torch.dtype
 
 
 class Block(nn.Module):
-    """norm -> mixer; the residual is added by the next norm (the official "add, norm, mix" order)."""
+    """norm -> mixer; the residual is added by the next norm (the official "add, norm, mix" order).
+
+    One token of an int8 layer is one kernel where a GPU has that.
+    """
 
     def __init__(
-        self, config: ModelConfig, dtype: torch.dtype, residual_dtype: torch.dtype, state_dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        residual_dtype: torch.dtype,
+        state_dtype: torch.dtype,
+        workspaces: StepWorkspaces,
     ) -> None:
         super().__init__()
+        self.workspaces = workspaces
         self.norm = RMSNorm(config.d_model, config.norm_eps, dtype, residual_dtype)
         self.mixer = make_mixer(config, dtype, state_dtype)
 
     def forward(self, x: Tensor, residual: Tensor | None, state: LayerCache | None) -> tuple[Tensor, Tensor]:
         """x, residual (B, L, D) or (B, D) -> the same two for the next block."""
+        joined = joined_step(self.norm, self.mixer, x, residual, state, self.workspaces)
+        if joined is not None:
+            return joined
         hidden, residual = self.norm(x, residual, self.mixer.in_proj_input)
         mixed: Tensor = self.mixer(hidden, state)
         return mixed, residual
@@ -63,8 +76,9 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = Embedding(config.vocab_size, config.d_model, dtype)
+        workspaces = StepWorkspaces()  # one for all layers, as these follow each other
         self.layers = nn.ModuleList(
-            Block(config, dtype, residual_dtype, state_dtype) for _ in range(config.n_layer)
+            Block(config, dtype, residual_dtype, state_dtype, workspaces) for _ in range(config.n_layer)
         )
         self.norm_f = RMSNorm(config.d_model, config.norm_eps, dtype, residual_dtype)
 

@@ -21,6 +21,7 @@ from dualscale_mamba.ops.dispatch import (
     kernel,
     set_implementation,
 )
+from dualscale_mamba.ops.layer_step import fits_layer_step, layer_workspace, mamba_layer_step
 from dualscale_mamba.ops.linear import linear_w4a8, linear_w4a16, linear_w8a8, linear_w8a16
 from dualscale_mamba.ops.state_space import (
     selective_scan,
@@ -38,13 +39,16 @@ __all__ = [
     "encode",
     "encode_pair",
     "ensure_loaded",
+    "fits_layer_step",
     "gated_rms_norm_quant",
     "hadamard_quant",
     "implementation",
+    "layer_workspace",
     "linear_w4a8",
     "linear_w4a16",
     "linear_w8a8",
     "linear_w8a16",
+    "mamba_layer_step",
     "rms_norm_quant",
     "selective_scan",
     "selective_state_update",

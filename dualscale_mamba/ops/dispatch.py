@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from dualscale_mamba.ops import fake, reference, reference_linear, reference_ssd
+from dualscale_mamba.ops.composed import Composed
 from dualscale_mamba.ops.schema import NAMESPACE, SCHEMAS
 
 IMPLEMENTATIONS = ("compiled", "reference")
+JOINED = "mamba_layer_step"
 
 # The library must outlive the process's last call: torch unregisters the schemas when it is collected.
 _library = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
@@ -25,8 +27,11 @@ _compiled: dict[str, Callable[..., Any]] = {
 }
 _references = {"ssd": reference_ssd, "linear": reference_linear}  # by the first word; the others: reference
 _reference: dict[str, Callable[..., Any]] = {
-    name: getattr(_references.get(name.split("_")[0], reference), name) for name in SCHEMAS
+    name: getattr(_references.get(name.split("_")[0], reference), name) for name in SCHEMAS if name != JOINED
 }
+# On the CPU, and as a reference, it is made of the operators that it joins.
+_reference[JOINED] = Composed(_reference.__getitem__).mamba_layer_step
+_library.impl(JOINED, Composed(_compiled.__getitem__).mamba_layer_step, "CPU")  # type: ignore[no-untyped-call]
 _loaded = {"meta"}
 _implementation = "compiled"
 

@@ -123,3 +123,8 @@ def linear_w8a16(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
 def linear_w4a16(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     """(..., K) -> (..., N)."""
     return _product(x, weight, *rest[-3:-1])
+
+
+def mamba_layer_step(hidden: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """(B, D) -> (B, D), (B, D)."""
+    return hidden.new_empty(hidden.shape), hidden.new_empty(hidden.shape, dtype=rest[-3])

@@ -125,4 +125,20 @@ SCHEMAS: dict[str, str] = {
         "(Tensor x, Tensor weight, Tensor weight_scale, int group_size, Tensor? bias, Tensor? code,"
         " ScalarType dtype, bool constant_weight) -> Tensor"
     ),
+    # One token of a whole Mamba-1 layer: rms_norm_quant, linear (in_proj), causal_conv1d_update, linear (x_proj,
+    # dt_proj), selective_state_update, hadamard_quant and linear (out_proj), one after the other. All activations
+    # between are int8 with one knee row each, and in_code, dt_code and out_code have no knee. hidden, residual (B, D)
+    # float; norm_weight (D,); weights as those of linear_w8a8 (group_size 0) or, all four, of linear_w4a8; conv_state
+    # (B, W-1, E) int8; state (B, E, 16) fp32; A (E, 16), D, delta_bias (E,) fp32; base (m, m); workspace int64, see
+    # ops.layer_workspace; reads_ahead: the promise that the kernel queued just before writes nothing here but hidden,
+    # residual, states and workspace. -> (B, D) of hidden's type, hidden + residual (B, D) residual_dtype
+    "mamba_layer_step": (
+        "(Tensor hidden, Tensor? residual, Tensor norm_weight, float eps, Tensor in_code, Tensor in_weight,"
+        " Tensor in_scale, Tensor in_sum, Tensor x_code, Tensor z_code, Tensor(a!) conv_state, Tensor conv_weight,"
+        " Tensor? conv_bias, Tensor u_code, bool knee, Tensor x_proj_weight, Tensor x_proj_scale, Tensor x_proj_sum,"
+        " Tensor dt_code, Tensor B_code, Tensor C_code, Tensor dt_proj_weight, Tensor dt_proj_scale,"
+        " Tensor dt_proj_sum, Tensor delta_code, Tensor(b!) state, Tensor A, Tensor? D, Tensor? delta_bias,"
+        " Tensor base, Tensor out_code, Tensor out_weight, Tensor out_scale, Tensor out_sum, int group_size,"
+        " ScalarType residual_dtype, Tensor(c!) workspace, bool reads_ahead) -> (Tensor, Tensor)"
+    ),
 }

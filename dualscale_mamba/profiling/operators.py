@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from dualscale_mamba.models.language_model import MambaLM
+from dualscale_mamba.ops.dispatch import JOINED
 from dualscale_mamba.profiling.ceilings import Ceilings
 from dualscale_mamba.profiling.latency import median, timed, wait
 from dualscale_mamba.profiling.work import READS_WHAT_IT_GIVES, Work, is_free, is_own, name_of, work_of
@@ -105,7 +106,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _name(self, func: Any, args: tuple[Any, ...]) -> str:
         name = name_of(func) if is_own(func) else f"aten {name_of(func)}"
-        if name_of(func) in READS_WHAT_IT_GIVES:  # an embedding, whose weight may be the head's
+        # An embedding, whose weight may be the head's; an operator with the weights of many layers.
+        if name_of(func) in (*READS_WHAT_IT_GIVES, JOINED):
             return name
         tensors = (each for each in tree_iter(args) if isinstance(each, torch.Tensor))
         role = next((self._roles[each.data_ptr()] for each in tensors if each.data_ptr() in self._roles), "")

@@ -19,7 +19,9 @@ from dualscale_mamba.ops.schema import NAMESPACE
 ONLY_WRITTEN = ("copy_", "fill_", "zero_")
 # They read as many bytes of their first argument as they give back.
 READS_WHAT_IT_GIVES = ("embedding", "index_select", "gather", "index")
-INT8_PRODUCTS = ("linear_w8a8", "linear_w4a8", "_int_mm")
+INT8_PRODUCTS = ("linear_w8a8", "linear_w4a8", "mamba_layer_step", "_int_mm")
+# Read and written, but no part of what a call is for.
+SCRATCH = ("workspace",)
 # Operations of one value, where there is no matrix product: what the formulas of schema.py need, roughly.
 A_VALUE = {
     "encode": 5,
@@ -115,6 +117,8 @@ def _bytes(func: OpOverload, name: str, named: dict[str, Any], result: object) -
     given = sum(_size(tensor) for tensor in _tensors(result))
     total, inputs = 0, set()
     for index, argument in enumerate(func._schema.arguments):
+        if argument.name in SCRATCH:
+            continue
         changed = argument.alias_info is not None and argument.alias_info.is_write
         for tensor in _tensors(named.get(argument.name)):
             inputs.add(tensor.data_ptr())
@@ -149,6 +153,14 @@ def _linear(named: dict[str, Any]) -> float:
     return float(2 * named["x"].numel() * named["weight"].shape[0])
 
 
+def _layer(named: dict[str, Any]) -> float:
+    """in_proj, x_proj, dt_proj and out_proj."""
+    batch, width = named["hidden"].shape
+    channels, rank = named["A"].shape[0], named["x_proj_weight"].shape[0] - 2 * named["A"].shape[1]
+    inputs = 3 * width + named["x_proj_weight"].shape[0] + rank
+    return float(2 * batch * channels * inputs)
+
+
 def _ssd(named: dict[str, Any]) -> float:
     """C B^T of a chunk once a group; its product with x, the chunk's state and the states' output once a head."""
     heads, groups = named["A"].numel(), named["groups"]
@@ -168,6 +180,7 @@ PRODUCTS: dict[str, Callable[[dict[str, Any]], float]] = {
     "linear_w4a8": _linear,
     "linear_w8a16": _linear,
     "linear_w4a16": _linear,
+    "mamba_layer_step": _layer,
     "ssd_scan": _ssd,
     "ssd_state_update": _ssd_step,
 }
@@ -176,7 +189,7 @@ PRODUCTS: dict[str, Callable[[dict[str, Any]], float]] = {
 def _exponentials(name: str, named: dict[str, Any]) -> float:
     if name in ("selective_scan", "selective_state_update"):
         return float(named["u"].numel() * named["A"].shape[1])
-    return 0.0
+    return float(named["state"].numel()) if name == "mamba_layer_step" else 0.0
 
 
 def _others(name: str, named: dict[str, Any], result: object) -> float:

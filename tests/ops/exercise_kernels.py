@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from exercise_inputs import FLOATS, Case, Inputs
+from exercise_layer import layer
 from exercise_linear import linear
 from exercise_pairs import pairs
 from torch import Tensor
@@ -22,7 +23,7 @@ from dualscale_mamba import ops
 # Of a Hadamard transform: order of the base, and what doubles it.
 ORDERS = ((1, 1), (1, 2), (12, 1), (12, 16), (20, 32), (28, 8), (40, 4), (12, 128), (1, 16384))
 # Which argument an operator changes in place.
-STATE = {"conv update": 2, "state update": 0, "ssd update": 0}
+STATE = {"conv update": 2, "state update": 0, "ssd update": 0, "layer step": 25}
 
 
 def elementwise(make: Inputs) -> Iterator[Case]:
@@ -104,10 +105,18 @@ def scan(make: Inputs) -> Iterator[Case]:
             arguments = scan_arguments(make, channels, states, kind, (3,))
             state = make.floats(3, channels, states)
             yield f"state update {kind}", ops.selective_state_update, (state, *arguments, torch.float32)
-    arguments = scan_arguments(make, 4100, 16, "codes", (5, 3))  # enough channels for the widest threads
-    yield "scan wide", ops.selective_scan, (*arguments, None, torch.float32)
-    arguments = scan_arguments(make, 2100, 16, "codes", (4, 3))
-    yield "scan middle", ops.selective_scan, (*arguments, None, torch.float32)
+    # Each number of states a lane, of a chip with 132 multiprocessors; and a sequence that is worth a table.
+    for name, batch, channels, length in (
+        ("few", 1, 40, 70), ("middle", 4, 1056, 35), ("wide", 2, 4224, 20), ("long", 1, 20, 1030),
+    ):  # fmt: skip
+        for kind in ("codes", "codes per channel", "half") if name != "wide" else ("codes", "half"):
+            arguments = scan_arguments(make, channels, 16, kind, (batch, length))
+            yield f"scan {name} {kind}", ops.selective_scan, (*arguments, None, torch.float16)
+    for batch in (1, 6, 37):  # of sequences that one thread takes at once, and one after the other
+        for states in (16, 40):
+            arguments = scan_arguments(make, 72, states, "codes", (batch,))
+            state = make.floats(batch, 72, states)
+            yield "state update batch", ops.selective_state_update, (state, *arguments, torch.float16)
     short = list(scan_arguments(make, 24, 16, "codes", (2, 19)))
     short[9:13] = [None] * 4
     yield "scan plain", ops.selective_scan, (*short, None, torch.bfloat16)
@@ -220,7 +229,7 @@ def clone(argument: object) -> object:
 
 def main() -> None:
     make = Inputs(sys.argv[1] if len(sys.argv) > 1 else "cuda")
-    families = (elementwise, convolution, scan, ssd, rows, linear, pairs)
+    families = (elementwise, convolution, scan, ssd, rows, linear, pairs, layer)
     for family in [each for each in families if each.__name__ in sys.argv[2:] or not sys.argv[2:]]:
         count, worst, codes_apart = 0, 0.0, 0
         for name, function, arguments in family(make):

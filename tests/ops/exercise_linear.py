@@ -23,6 +23,14 @@ SIZES = (
     (40, 72, 40),
     (33, 30, 9),
     (20, 128, 16),
+    (16, 528, 1000),  # in parts of the depth, beside neighbours, ...
+    (64, 2064, 640),
+    (65, 1040, 264),
+    (100, 144, 403),
+    (128, 528, 96),
+    (200, 64, 5120),
+    (300, 144, 1000),
+    (1100, 64, 1608),  # ... and in tiles of many rows, several for a block
     (2, 7216, 40),  # sixteen rows of weights are more than a block of few rows holds
     (8, 14368, 16),  # and rows of values do not fit beside them
 )

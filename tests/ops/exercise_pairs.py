@@ -105,7 +105,10 @@ def pairs(make: Inputs) -> Iterator[Case]:
                     state = make.floats(batch, channels, states)
                     token = (state, make.floats(batch, channels), code, *rest, torch.float32)
                     yield "state update pair", updated, token
-    for channels, length in ((16 * 260, 3), (32 * 140, 33), (64, 65)):  # every number of states a thread
-        code = code_of(make, 40, 1)
-        rest = recurrence(make, (8, length), channels, 16, True)
-        yield "scan pair wide", scanned, (make.floats(8, length, channels), code, *rest, None, torch.float16)
+    # Every number of states a lane, and a sequence that is worth a table.
+    for batch, channels, length in ((8, 16 * 260, 3), (8, 32 * 140, 33), (8, 64, 65), (1, 20, 1030)):
+        for capacity in (None, 40):
+            code = code_of(make, capacity, 1)
+            rest = recurrence(make, (batch, length), channels, 16, True)
+            values = make.floats(batch, length, channels)
+            yield "scan pair wide", scanned, (values, code, *rest, None, torch.float16)

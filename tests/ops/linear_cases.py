@@ -57,6 +57,23 @@ ODD_SHAPES = [
     ((40,), 2567, 24),
     ((17100,), 64, 192),  # a block's second tile begins where the first ended
 ]
+# The same, of more than eight rows: every way to cut such a product on a Hopper GPU (csrc/cuda/some_grid.h), by width
+# of a block, parts of the depth, neighbours that share x, blocks with one tile and with several.
+CUT_SHAPES = [
+    ((9,), 528, 1000),
+    ((10,), 2560, 40),
+    ((16,), 2560, 2000),
+    ((3, 11), 2560, 640),
+    ((40,), 64, 20000),
+    ((64,), 2064, 640),
+    ((65,), 1040, 2000),
+    ((100,), 1040, 403),
+    ((128,), 528, 640),
+    ((200,), 64, 5120),
+    ((256,), 272, 264),
+    ((300,), 64, 5001),
+    ((1100,), 160, 1608),
+]
 TERMS = 1e-6  # a dozen fp32 roundings
 
 

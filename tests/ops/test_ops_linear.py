@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import FLOATS, assert_codes_close, integers, knee_rows, normals, strided
 from linear_cases import (
+    CUT_SHAPES,
     ODD_SHAPES,
     SHAPES,
     Weights,
@@ -23,7 +24,7 @@ from dualscale_mamba import ops
 
 Lead = tuple[int, ...]
 CASES = [
-    *((lead, inputs, outputs, None) for lead, inputs, outputs in ODD_SHAPES),
+    *((lead, inputs, outputs, None) for lead, inputs, outputs in (*ODD_SHAPES, *CUT_SHAPES)),
     *((lead, inputs, outputs, None) for lead, inputs, outputs, _ in SHAPES),
     *SHAPES,
 ]
@@ -89,7 +90,7 @@ def test_coded_results(
 
 
 @pytest.mark.parametrize("group_size", [None, 32, 128])
-@pytest.mark.parametrize("rows", [1, 6, 40])
+@pytest.mark.parametrize("rows", [1, 6, 40, 300])
 @pytest.mark.parametrize("knee", [-400.0, -128.0, -1.0, 0.0, 90.0, 127.0, 500.0])
 def test_knee_anywhere(knee: float, rows: int, group_size: int | None, device: torch.device) -> None:
     """The second sum is right wherever the knee lies, and with gain 0 it changes no bit."""
@@ -103,7 +104,7 @@ def test_knee_anywhere(knee: float, rows: int, group_size: int | None, device: t
     assert torch.equal(on_codes(x, weights, control, True), on_codes(x, weights, control, False))
 
 
-@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("rows", [1, 3, 40, 200])
 @pytest.mark.parametrize("value", [-128, 127])
 def test_extreme_sums(value: int, rows: int, device: torch.device) -> None:
     """Nothing overflows or saturates inside."""

@@ -107,6 +107,46 @@ def test_steps_continue_a_sequence(
     torch.testing.assert_close(state, last, rtol=2e-5, atol=2e-5)
 
 
+def part_of(arguments: list[Any], where: Any) -> list[Any]:
+    """The same call with a part of each activation and of the states before."""
+    return [v[where] if i in (0, 2, 5, 7, 10, 13) else v for i, v in enumerate(arguments)]
+
+
+@pytest.mark.parametrize(("channels", "batch"), [(48, 3), (1056, 4), (4224, 2)])
+def test_a_sequence_does_not_depend_on_its_batch(channels: int, batch: int, device: torch.device) -> None:
+    """Bit by bit, though a GPU keeps other numbers of states in a thread for other sizes."""
+    arguments = inputs(batch, 21, channels, 16, torch.int8, device)
+    y, last = ops.selective_scan(*arguments)
+    for i in range(batch):
+        one, state = ops.selective_scan(*part_of(arguments, slice(i, i + 1)))
+        assert torch.equal(one[0], y[i])
+        assert torch.equal(state[0], last[i])
+
+
+def test_a_token_does_not_depend_on_those_after_it(device: torch.device) -> None:
+    """Bit by bit, though a GPU reads the steps of a long sequence from a table."""
+    arguments = inputs(1, 1100, 20, 16, torch.int8, device)
+    y, _ = ops.selective_scan(*arguments)
+    part = [v[:, :50] if i in (0, 2, 5, 7, 10) else v for i, v in enumerate(arguments)]
+    assert torch.equal(ops.selective_scan(*part)[0], y[:, :50])
+    compare(arguments, torch.float32)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.int8])
+@pytest.mark.parametrize("states", [7, 16, 33])
+def test_a_step_does_not_depend_on_its_batch(states: int, kind: torch.dtype, device: torch.device) -> None:
+    arguments = inputs(9, 1, 72, states, kind, device)
+    step = [v[:, 0] if i in (0, 2, 5, 7, 10) else v for i, v in enumerate(arguments)]
+    state = step.pop()
+    together = state.clone()
+    y = ops.selective_state_update(together, *step, torch.float32)
+    for i in range(9):
+        alone = state[i : i + 1].clone()
+        own = [v[i : i + 1] if j in (0, 2, 5, 7, 10) else v for j, v in enumerate(step)]
+        assert torch.equal(ops.selective_state_update(alone, *own, torch.float32)[0], y[i])
+        assert torch.equal(alone[0], together[i])
+
+
 def test_initial_state_is_not_written(device: torch.device) -> None:
     arguments = inputs(2, 0, 6, 16, torch.float32, device)
     initial = arguments[-1].clone()
