@@ -143,7 +143,8 @@ class LayerInputs {
         const uint32_t from = ring_.in_at(round * kTilesAtOnce + i, k.g, k.t) + Product::kBytes * k.warp;
 #pragma unroll
         for (int j = 0; j < kSteps; ++j) {
-          weights[i][j] = load_shared(from + j * kLayerWarps * Product::kBytes);
+          weights[i][j] =
+              load_four_if(k.warp + kLayerWarps * j < steps, from + j * kLayerWarps * Product::kBytes);
         }
       }
       Sum sum[kTilesAtOnce][4] = {};

@@ -85,7 +85,8 @@ class LayerOutputs {
         if (Ring::kTail && tile == kMostOutTiles - 1) {
           Product::add(sum[tile], tail_[j], x, scale);
         } else {
-          Product::add(sum[tile], load_shared(from[tile] + j * kLayerWarps * Product::kBytes), x, scale);
+          Product::add(sum[tile], load_four_if(step < steps, from[tile] + j * kLayerWarps * Product::kBytes),
+                       x, scale);
         }
       }
     }

@@ -91,8 +91,7 @@ struct LayerProduct {
     for (int i = 0; i < kWords; ++i) {
       // Of eight bits words 0 and 2, or 1 and 3; of four those of the low and high halves of the words of
       // weights 0, or 1, and of 2, or 3.
-      const uint32_t word = load_shared_word(from + (kBits == 8 ? 8 * i : 16 * (i / 2) + 4 * (i % 2)));
-      x[i] = exists ? word : 0;
+      x[i] = load_word_if(exists, from + (kBits == 8 ? 8 * i : 16 * (i / 2) + 4 * (i % 2)));
     }
   }
 

@@ -132,10 +132,24 @@ struct LayerShared {
 
 #if defined(DUALSCALE_BULK)
 
-__device__ __forceinline__ uint32_t load_shared_word(uint32_t address) {
+// What lies in shared memory, if it exists; else zero, ...
+__device__ __forceinline__ uint32_t load_word_if(bool exists, uint32_t address) {
   uint32_t word;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\nmov.u32 %0, 0;\n@p ld.shared.u32 %0, [%1];\n}"
+               : "=r"(word)
+               : "r"(address), "r"(static_cast<uint32_t>(exists))
+               : "memory");
   return word;
+}
+
+// ... or anything: what it is multiplied with is zero.
+__device__ __forceinline__ uint4 load_four_if(bool exists, uint32_t address) {
+  uint4 four;
+  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\n@p ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+               : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w)
+               : "r"(address), "r"(static_cast<uint32_t>(exists))
+               : "memory");
+  return four;
 }
 
 #endif

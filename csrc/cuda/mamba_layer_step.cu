@@ -98,14 +98,13 @@ void lay_out(LayerStep& a, int bits, int room, int at, int limit) {
   const int in_rows = eight ? SlotRows<8>::kIn : SlotRows<4>::kIn, out_rows = in_rows / 2;
   const int slotted = std::min(a.out_rows(), eight ? SlotRows<8>::kSlotted : SlotRows<4>::kSlotted);
   const int out_slots = static_cast<int>(ceil_div(slotted, out_rows));
-  const int beyond = (2 * kMostWidth - a.channels) * bits / 8;  // warps read on as if rows were the longest
   l.slot_shift = 0;
   while (1 << l.slot_shift < std::min(2 * a.own / in_rows + out_slots, kMostSlots) &&
-         l.ring + (2 << l.slot_shift) * l.slot_bytes + beyond <= limit) {
+         l.ring + (2 << l.slot_shift) * l.slot_bytes <= limit) {
     ++l.slot_shift;
   }
   const int slots = 1 << l.slot_shift;
-  l.size = l.ring + slots * l.slot_bytes + beyond;
+  l.size = l.ring + slots * l.slot_bytes;
   if (l.size > limit || slots * in_rows < kTilesAtOnce * kTileRows || slots < out_slots) {
     refuse_size("hidden", "channels", a.width,
                 "sizes of which two blocks fit a multiprocessor: those of published models");
