@@ -9,8 +9,8 @@
 // had read the epoch first.
 //
 // Sums: every block adds to each word once, 2^56 for itself and its part below. Parts are 32 bits, so that
-// 128 blocks stay below 2^40. Values: two halves in a word, inverted; what a conversion to half makes is
-// never 0xffff, so that no word of values is zero.
+// 128 blocks stay below 2^40, or two of 21 bits, which stay below 2^28 each. Values: two halves in a word,
+// inverted; what a conversion to half makes is never 0xffff, so that no word of values is zero.
 #pragma once
 
 #include "layer_step.cuh"
@@ -22,6 +22,9 @@ constexpr int kSumCopies =
     2;                        // of every sum, for half of the blocks each, as one address takes one at a time
 constexpr int kSumKinds = 4;  // low and high parts of sums, and of sums beyond the knee
 constexpr int kCountShift = 56;
+constexpr int kHalfShift = 28, kHalfBias = 1 << 20;  // of two parts in a word
+static_assert(kMostOwn * 128 * 128 < kHalfBias && kMostBlocks * 2 * kHalfBias <= 1 << kHalfShift,
+              "sums of codes fit");
 
 // Words of sums in a half; a word of values is half as long.
 __host__ __device__ inline int sum_words(int rows) { return kSumCopies * kLayerBatch * kSumKinds * rows; }
@@ -79,7 +82,7 @@ class LayerExchange {
   }
 
   // Adds this block's part, signed or, as the low part of a longer one, unsigned.
-  __device__ __forceinline__ void add(int batch, int kind, int row, uint32_t part) const {
+  __device__ __forceinline__ void add(int batch, int kind, int row, unsigned long long part) const {
     const unsigned long long value = (1ull << kCountShift) + part;
     asm volatile(
         "red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(sum(blockIdx.x % kSumCopies, batch, kind, row)),
@@ -91,6 +94,18 @@ class LayerExchange {
   }
   __device__ __forceinline__ long long unbiased(long long total) const {
     return total - (static_cast<long long>(a.blocks) << 31);
+  }
+
+  // Two parts in one word, each less than 2^20 in size, and their sums.
+  static __device__ __forceinline__ unsigned long long both(int first, int second) {
+    return static_cast<unsigned long long>(second + kHalfBias) << kHalfShift |
+           static_cast<unsigned long long>(first + kHalfBias);
+  }
+  __device__ __forceinline__ int first_of(long long total) const {
+    return static_cast<int>(total & ((1 << kHalfShift) - 1)) - a.blocks * kHalfBias;
+  }
+  __device__ __forceinline__ int second_of(long long total) const {
+    return static_cast<int>(total >> kHalfShift) - a.blocks * kHalfBias;
   }
 
   // Waits for the sums of a row: kKinds of kSequences sequences from `first` on. Those beyond the batch are

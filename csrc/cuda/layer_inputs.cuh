@@ -28,14 +28,10 @@ class LayerInputs {
       ring_.prepare();
     }
     __syncthreads();
-    ring_.fill(0, ring_.groups());
     if (k.warp == kLayerWarps - 1) {
       copy_parameters();
     }
-    if (threadIdx.x == 0) {
-      ring_.prefetch_in();
-      ring_.prefetch_tail();
-    }
+    ring_.begin();
     if (column() < a.width) {
       load_floats<true>(a.norm_weight + column(), kEight, norm_weight_);
     }

@@ -66,9 +66,15 @@ class LayerState {
     fetched_ = {kBits == 8 ? static_cast<const float*>(a.mix_scale)[row] : 1.0f, 0.0f,
                 static_cast<const SumOfRow*>(a.mix_sum)[row]};
     for (int b = 0; b < a.batch; ++b) {
-      send_part(b, 0, s.u[b]);
-      if constexpr (kKnee) {
-        send_part(b, kParts, s.over[b]);
+      if constexpr (kBits == 8) {
+        const int plain = part_of(s.u[b]);
+        exchange_.add(b, 0, threadIdx.x,
+                      kKnee ? LayerExchange::both(plain, part_of(s.over[b])) : LayerExchange::biased(plain));
+      } else {
+        send_part(b, 0, s.u[b]);
+        if constexpr (kKnee) {
+          send_part(b, 2, s.over[b]);
+        }
       }
     }
   }
@@ -140,9 +146,8 @@ class LayerState {
 
  private:
   static constexpr int kMixWords = kMostOwn * kBits / 32;
-  static constexpr int kParts = kBits == 8 ? 1 : 2;  // words of a sum
-  static constexpr int kKinds = kKnee ? 2 * kParts : kParts;
-  static constexpr int kHalf = kLayerThreads / 2;  // threads of a sequence: four a channel
+  static constexpr int kKinds = kBits == 8 ? 1 : kKnee ? 4 : 2;  // words of the sums of a row
+  static constexpr int kHalf = kLayerThreads / 2;                // threads of a sequence: four a channel
   static constexpr int kRounds = kLayerBatch / 2;
   static_assert(kHalf % 32 == 0 && kHalf >= 4 * kMostOwn,
                 "half of the block holds a sequence, in whole warps");
@@ -193,23 +198,32 @@ class LayerState {
     return __dp4a(static_cast<int>(weights & 0xf0f0f0f0u), static_cast<int>(high), sum);
   }
 
-  // Words `kind` and, with four bits, the next one; codes beyond the block's meet weights of zero.
-  __device__ __forceinline__ void send_part(int b, int kind, const int8_t* codes) const {
-    uint32_t word[kMostOwn / 4];
+  static __device__ __forceinline__ void load_own(const int8_t* codes, uint32_t (&word)[kMostOwn / 4]) {
 #pragma unroll
     for (int i = 0; i < kMostOwn / 8; ++i) {
       const uint2 two = reinterpret_cast<const uint2*>(codes)[i];
       word[2 * i] = two.x;
       word[2 * i + 1] = two.y;
     }
-    if constexpr (kBits == 8) {
-      int sum = 0;
+  }
+
+  // Of weights of eight bits; codes beyond the block's meet weights of zero.
+  __device__ __forceinline__ int part_of(const int8_t* codes) const {
+    uint32_t word[kMostOwn / 4];
+    load_own(codes, word);
+    int sum = 0;
 #pragma unroll
-      for (int i = 0; i < kMixWords; ++i) {
-        sum = __dp4a(static_cast<int>(mix_[i]), static_cast<int>(word[i]), sum);
-      }
-      exchange_.add(b, kind, threadIdx.x, LayerExchange::biased(sum));
-    } else {
+    for (int i = 0; i < kMostOwn / 4; ++i) {
+      sum = __dp4a(static_cast<int>(mix_[i]), static_cast<int>(word[i]), sum);
+    }
+    return sum;
+  }
+
+  // Of four bits, in words `kind` and the next one.
+  __device__ __forceinline__ void send_part(int b, int kind, const int8_t* codes) const {
+    if constexpr (kBits == 4) {
+      uint32_t word[kMostOwn / 4];
+      load_own(codes, word);
       int sum[2] = {};
 #pragma unroll
       for (int i = 0; i < kMixWords; ++i) {
@@ -231,9 +245,8 @@ class LayerState {
     e.knee = kKnee;
     const auto column = Column<Sum>::of(e, fetched_);
     if constexpr (kBits == 8) {
-      const int plain = static_cast<int>(exchange_.unbiased(total[0]));
-      const int beyond = static_cast<int>(exchange_.unbiased(total[kKinds - 1]));
-      return finish<kKnee>(e, column, plain, beyond, 0);
+      const int plain = kKnee ? exchange_.first_of(total[0]) : static_cast<int>(exchange_.unbiased(total[0]));
+      return finish<kKnee>(e, column, plain, kKnee ? exchange_.second_of(total[0]) : 0, 0);
     } else {
       const float plain = float_of(total[0], total[1]);
       float sum = plain;
@@ -264,51 +277,71 @@ class LayerState {
     }
   }
 
-  // dt_proj of this thread's channel; four lanes share it, eight codes at a time.
+  // dt_proj of this thread's channel; four lanes share it, eight codes at a time. Its weights may have eight
+  // bits where the others have four: a model's rank is seldom a whole number of groups.
   __device__ __forceinline__ float delta_sum(int b) const {
+    if constexpr (kBits == 4) {
+      if (a.delta.count > 0) {
+        return packed_delta_sum(b);
+      }
+    }
     const int c = min(owned(), a.own - 1);
-    const uint8_t* const row = k.template parameter<uint8_t>(kDeltaWeight) + c * a.ranks * kBits / 8;
+    const uint8_t* const row = k.template parameter<uint8_t>(kDeltaWeight) + c * a.ranks;
+    int sum = 0;
+#pragma unroll
+    for (int i = 0; i < kMostRanks / 32; ++i) {
+      const int unit = part() + 4 * i;
+      if (8 * unit < a.ranks) {
+        const uint2 codes = *reinterpret_cast<const uint2*>(s.dt[b] + 8 * unit);
+        const uint2 w = *reinterpret_cast<const uint2*>(row + 8 * unit);
+        sum = __dp4a(static_cast<int>(w.x), static_cast<int>(codes.x), sum);
+        sum = __dp4a(static_cast<int>(w.y), static_cast<int>(codes.y), sum);
+      }
+    }
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    Epilogue e = delta_end();
+    e.weight_scale = k.parameter(kDeltaScale);
+    return finish<false>(e, Column<int>::of(e, Column<int>::fetch(e, c)), sum, 0, b);
+  }
+
+  __device__ __forceinline__ Epilogue delta_end() const {
+    Epilogue e{};
+    e.x_code = k.parameter(kDtCode);
+    e.weight_sum = k.parameter(kDeltaSum);
+    e.columns = a.own;
+    return e;
+  }
+
+  __device__ __forceinline__ float packed_delta_sum(int b) const {
+    const int c = min(owned(), a.own - 1);
+    const uint8_t* const row = k.template parameter<uint8_t>(kDeltaWeight) + c * a.ranks / 2;
     int sum[2] = {};
 #pragma unroll
     for (int i = 0; i < kMostRanks / 32; ++i) {
       const int unit = part() + 4 * i;
       if (8 * unit < a.ranks) {
         const uint2 codes = *reinterpret_cast<const uint2*>(s.dt[b] + 8 * unit);
-        if constexpr (kBits == 8) {
-          const uint2 w = *reinterpret_cast<const uint2*>(row + 8 * unit);
-          sum[0] = __dp4a(static_cast<int>(w.x), static_cast<int>(codes.x), sum[0]);
-          sum[0] = __dp4a(static_cast<int>(w.y), static_cast<int>(codes.y), sum[0]);
-        } else {
-          const int both = nibbles(*reinterpret_cast<const uint32_t*>(row + 4 * unit), codes.x, codes.y, 0);
-          const bool second = 8 * unit >> a.delta.shift != 0;
-          sum[0] += second ? 0 : both;
-          sum[1] += second ? both : 0;
-        }
+        const int both = nibbles(*reinterpret_cast<const uint32_t*>(row + 4 * unit), codes.x, codes.y, 0);
+        const bool second = 8 * unit >> a.delta.shift != 0;
+        sum[0] += second ? 0 : both;
+        sum[1] += second ? both : 0;
       }
     }
 #pragma unroll
     for (int distance = 2; distance > 0; distance /= 2) {
 #pragma unroll
-      for (int i = 0; i < kParts; ++i) {
+      for (int i = 0; i < 2; ++i) {
         sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], distance);
       }
     }
-    Epilogue e{};
-    e.x_code = k.parameter(kDtCode);
-    e.weight_scale = kBits == 8 ? k.parameter(kDeltaScale) : nullptr;
-    e.weight_sum = k.parameter(kDeltaSum);
-    e.columns = a.own;
-    const auto column = Column<Sum>::of(e, Column<Sum>::fetch(e, c));
-    if constexpr (kBits == 8) {
-      return finish<false>(e, column, sum[0], 0, b);
-    } else {
-      const __half* const scale = k.template parameter<__half>(kDeltaScale) + c * a.delta.count;
-      float total = __half2float(scale[0]) * static_cast<float>(sum[0]);
-      if (a.delta.count > 1) {
-        total = __fadd_rn(total, __fmul_rn(__half2float(scale[1]), static_cast<float>(sum[1])));
-      }
-      return finish<false>(e, column, total * (1.0f / 16), 0.0f, b);
+    const Epilogue e = delta_end();
+    const __half* const scale = k.template parameter<__half>(kDeltaScale) + c * a.delta.count;
+    float total = __half2float(scale[0]) * static_cast<float>(sum[0]);
+    if (a.delta.count > 1) {
+      total = __fadd_rn(total, __fmul_rn(__half2float(scale[1]), static_cast<float>(sum[1])));
     }
+    return finish<false>(e, Column<float>::of(e, Column<float>::fetch(e, c)), total * (1.0f / 16), 0.0f, b);
   }
 
   const LayerContext& k;

@@ -150,7 +150,10 @@ LayerStep checked_step(const LayerArguments& in, ScalarType residual_dtype) {
   check_dim({kOp, "dt_proj_weight"}, in.dt_proj_weight, 2);
   check_codes(in);
   const int64_t batch = in.hidden.size(0), width = in.hidden.size(1), channels = in.A.size(0);
-  const int64_t group = in.group_size, rank = in.dt_proj_weight.size(1) * (group ? 2 : 1);
+  const int64_t group = in.group_size;
+  // dt_proj may have eight bits where the others have four.
+  const int64_t delta_group = in.dt_proj_weight.scalar_type() == ScalarType::Char ? 0 : group;
+  const int64_t rank = in.dt_proj_weight.size(1) * (delta_group ? 2 : 1);
   if (batch > kLayerBatch || width > kMostWidth || width % 256 != 0) {
     refuse({kOp, "hidden"}, "has shape " + shape_of(in.hidden),
            "4 rows at most of 256, 512, ... 2560 channels");
@@ -174,7 +177,7 @@ LayerStep checked_step(const LayerArguments& in, ScalarType residual_dtype) {
       first, a.mix_rows(), channels, group);
   a.delta = check_weights(
       {"dt_proj_weight", "dt_proj_scale", "dt_proj_sum", in.dt_proj_weight, in.dt_proj_scale, in.dt_proj_sum},
-      first, channels, rank, group);
+      first, channels, rank, delta_group);
   a.last = check_weights({"out_weight", "out_scale", "out_sum", in.out_weight, in.out_scale, in.out_sum},
                          first, width, channels, group);
   check_dim({kOp, "conv_weight"}, in.conv_weight, 2);
@@ -222,8 +225,8 @@ void check_states(LayerStep& a, const LayerArguments& in) {
 // What a block copies first, and where everything lies.
 void place_all(LayerStep& a, const LayerArguments& in, int limit) {
   const int64_t own = a.own, out = a.out_rows(), bits = in.group_size ? 4 : 8;
-  const auto scale_bytes = [&](int64_t rows, const LayerGroups& groups) {
-    return rows * (bits == 8 ? 4 : 2 * groups.count);
+  const auto scale_bytes = [](int64_t rows, const LayerGroups& groups) {
+    return rows * (groups.count == 0 ? 4 : 2 * groups.count);
   };
   const auto rest = [](const void* from, int64_t bytes) { return static_cast<const uint8_t*>(from) + bytes; };
   a.at.barriers = 0;
@@ -253,7 +256,7 @@ void place_all(LayerStep& a, const LayerArguments& in, int limit) {
   piece(kInSumZ, rest(in.in_sum.data_ptr(), int64_t{a.channels} * 4), own * 4);
   piece(kConvWeight, in.conv_weight.data_ptr(), own * a.taps * 4);
   piece(kConvBias, floats(in.conv_bias), own * 4);
-  piece(kDeltaWeight, in.dt_proj_weight.data_ptr(), own * a.ranks * bits / 8);
+  piece(kDeltaWeight, in.dt_proj_weight.data_ptr(), own * a.ranks / (a.delta.count == 0 ? 1 : 2));
   piece(kDeltaScale, in.dt_proj_scale.data_ptr(), scale_bytes(own, a.delta));
   piece(kDeltaSum, in.dt_proj_sum.data_ptr(), own * 4);
   piece(kDeltaBias, floats(in.delta_bias), own * 4);

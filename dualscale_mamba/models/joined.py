@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +14,7 @@ from dualscale_mamba.models.linear import Linear
 from dualscale_mamba.models.mamba import MambaMixer
 from dualscale_mamba.ops.layer_step import GROUP_SIZES
 from dualscale_mamba.quantization.site import Site
+from dualscale_mamba.quantization.weights import Grid
 
 if TYPE_CHECKING:
     from dualscale_mamba.models.mixer import Mixer
@@ -100,7 +100,7 @@ def _is_joined(mixer: MambaMixer, x: Tensor) -> bool:
     return (
         all(_is_static(site) for site in (*straight, *bent))
         and not any(_has_knee(site) for site in straight)
-        and _have_one_grid([layer for layer, _ in mixer.projections()])
+        and _have_one_grid(mixer)
     )
 
 
@@ -112,13 +112,14 @@ def _has_knee(site: Site) -> bool:
     return site.code is not None and site.code.has_knee
 
 
-def _have_one_grid(layers: Sequence[Linear]) -> bool:
-    """Whether they multiply codes, with weights of one width, and add nothing."""
-    first = layers[0].grid
+def _have_one_grid(mixer: MambaMixer) -> bool:
+    """Whether all projections multiply codes, with weights of one width, and add nothing; dt_proj may have eight bits."""
+    layers, grid = [layer for layer, _ in mixer.projections()], mixer.in_proj.grid
     return (
-        first is not None
-        and first.group_size in GROUP_SIZES
-        and all(layer.grid == first and not layer.decodes and layer.bias is None for layer in layers)
+        grid is not None
+        and grid.group_size in GROUP_SIZES
+        and all(not layer.decodes and layer.bias is None for layer in layers)
+        and all(layer.grid == grid or (layer is mixer.dt_proj and layer.grid == Grid(8)) for layer in layers)
     )
 
 

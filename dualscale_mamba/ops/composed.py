@@ -79,6 +79,7 @@ class Composed:
         code: Tensor | None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        size, name = ((group_size,), "linear_w4a8") if group_size else ((), "linear_w8a8")
+        packed = weight[0].dtype == torch.uint8
+        size, name = ((group_size,), "linear_w4a8") if packed else ((), "linear_w8a8")
         y = self.operator(name)(x, x_code, knee, None, *weight, *size, None, code, dtype, reads_ahead)
         return cast(Tensor, y)

@@ -17,9 +17,10 @@ from dualscale_mamba.formats.dual_symmetric import DualSymmetric
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.pretrained import load_pretrained
 from dualscale_mamba.quantization.pipeline import convert, prepare_and_calibrate
-from dualscale_mamba.quantization.recipe import Recipe
+from dualscale_mamba.quantization.recipe import Recipe, WeightRecipe
 from dualscale_mamba.states.store import Coding
 
+WIDTHS = {"weights": WeightRecipe(4), "layers": {"*.dt_proj": "w8a8"}}
 IDS = torch.randint(0, 4096, (2, 24), generator=torch.Generator().manual_seed(0))
 
 
@@ -72,6 +73,13 @@ def test_same_bits(calls: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(got[0], want[0])
     for one, other in zip(got[1], want[1], strict=True):
         assert torch.equal(one, other)
+
+
+def test_four_bits_but_for_dt_proj(calls: list[bool]) -> None:
+    """The recipe of W4A8: a model's rank is no whole number of groups."""
+    logits, _ = tokens(quantized(**WIDTHS))
+    assert calls == [True] * 6
+    assert torch.isfinite(logits).all()
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ def layer(make: Inputs) -> Iterator[Case]:
         for knee, at in ((True, 31.0), (True, -40.0), (False, 31.0)):
             for batch in (1, 3):
                 size = replace(SIZES[1], bits=bits, knee=knee, knee_at=at, batch=batch, has_extras=batch == 3)
+                if bits == 4 and at < 0:
+                    size = replace(size, delta_bits=8)
                 made = Layer(size, make.device, batch, workspace)
                 workspace = made.arguments["workspace"]
                 yield f"layer step {size}", ops.mamba_layer_step, (*made.arguments.values(), batch == 1)

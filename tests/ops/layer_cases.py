@@ -31,6 +31,7 @@ class Size:
     has_extras: bool = True  # conv_bias, D and delta_bias
     residual_dtype: torch.dtype = torch.float32
     knee_at: float = 31.0  # of u's code
+    delta_bits: int | None = None  # of dt_proj's weights, if not those of the others
 
     @property
     def channels(self) -> int:
@@ -38,7 +39,8 @@ class Size:
         return 2 * self.width
 
     def __str__(self) -> str:
-        return f"{self.width} w{self.bits} knee {self.knee_at if self.knee else None} batch {self.batch}"
+        bits = f"{self.bits}" if self.delta_bits is None else f"{self.bits} dt w{self.delta_bits}"
+        return f"{self.width} w{bits} knee {self.knee_at if self.knee else None} batch {self.batch}"
 
 
 # mamba-2.8b, 130m, 370m and 1.4b, in the order of the issue.
@@ -82,7 +84,7 @@ class Layer:
             "dt_code": self.plain(4.0),
             "B_code": self.plain(4.0),
             "C_code": self.plain(4.0),
-            **self.weight("dt_proj", E, R),
+            **self.weight("dt_proj", E, R, bits=size.delta_bits),
             "delta_code": self.plain(4.0),
             "state": self.normal(B, E, STATES),
             "A": -torch.arange(1, STATES + 1).float().repeat(E, 1).to(self.device),
@@ -115,9 +117,11 @@ class Layer:
         one = torch.ones(1, dtype=torch.float64)
         return knee_code(0.004 * one, -56 * one, self.size.knee_at * one, 9 * one).rows.to(self.device)
 
-    def weight(self, name: str, rows: int, columns: int, spread: float = 1.0) -> dict[str, Tensor]:
+    def weight(
+        self, name: str, rows: int, columns: int, spread: float = 1.0, bits: int | None = None
+    ) -> dict[str, Tensor]:
         """Weights that turn values of this spread into those of spread one."""
-        largest, grid = (127, Grid(8)) if self.size.bits == 8 else (7, Grid(4, GROUP_SIZE))
+        largest, grid = (127, Grid(8)) if (bits or self.size.bits) == 8 else (7, Grid(4, GROUP_SIZE))
         codes = torch.randint(-largest, largest + 1, (rows, columns), generator=self.random, dtype=torch.int8)
         unit = 1.7 / (largest * spread * columns**0.5)
         shape = (rows,) if grid.group_size is None else (rows, grid.groups(columns))

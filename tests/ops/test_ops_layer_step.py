@@ -73,6 +73,8 @@ def test_same_as_the_operators(size: Size, device: torch.device) -> None:
         replace(SMALL, has_extras=False, has_residual=False, taps=3),
         replace(SMALL, residual_dtype=torch.float16, knee_at=-40.0, batch=2),
         replace(SMALL, bits=4, knee_at=-40.0, taps=2),
+        replace(SMALL, bits=4, delta_bits=8, batch=3),
+        replace(SIZES[0], bits=4, delta_bits=8),
         Size(1536, 96),
     ],
     ids=str,
