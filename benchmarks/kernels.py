@@ -87,6 +87,7 @@ def prepare(work: Work) -> Replay:
         sets.append(work.make())
     calls = max(len(sets), 8 if work.bytes < 2**28 else 2)
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which makes the inputs
     with torch.cuda.stream(stream):
         for _ in range(2):
             work.call(*sets[0])

@@ -94,7 +94,9 @@ struct WarpSelectors<ListSelectors, kChannels, kAhead> {
     if (count <= view.capacity) {
 #pragma unroll 1
       for (int i = lane; i < count; i += 32) {
-        const int index = i == lane ? entry : list_of(view, at, start)[1 + i];
+        // A list that nobody has written must not reach beyond the words.
+        const int index =
+            (i == lane ? entry : list_of(view, at, start)[1 + i]) & (kListTokens * kListChannels - 1);
         const unsigned channel = index % kListChannels - static_cast<int>(at.channel % kListChannels);
         if (channel < kChannels) {
           atomicOr(&words[index / kListChannels], 1u << channel);  // in any order

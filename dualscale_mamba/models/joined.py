@@ -113,7 +113,7 @@ def _has_knee(site: Site) -> bool:
 
 
 def _have_one_grid(mixer: MambaMixer) -> bool:
-    """Whether all projections multiply codes, with weights of one width, and add nothing; dt_proj may have eight bits."""
+    """Whether projections multiply codes, with weights of one width, or eight bits for dt_proj, and add nothing."""
     layers, grid = [layer for layer, _ in mixer.projections()], mixer.in_proj.grid
     return (
         grid is not None

@@ -11,7 +11,8 @@ and sums fp32 ``(N,)``.
 * ``conv_state`` int8 ``(B, W-1, E)``, shifted in place; ``conv_weight`` fp32 ``(E, W)``; ``conv_bias`` fp32 ``(E,)`` or
   None; ``u_code`` of the convolution's result, and whether it has a ``knee``.
 * ``x_proj_weight (R+32, E)``: rows of dt, B and C, with ``dt_code``, ``B_code`` and ``C_code``.
-* ``dt_proj_weight (E, R)``, which may be int8 where the others are packed; ``delta_code`` of its result, before ``delta_bias`` fp32 ``(E,)`` or None.
+* ``dt_proj_weight (E, R)``, which may be int8 where the others are packed; ``delta_code`` of its result, before
+  ``delta_bias`` fp32 ``(E,)`` or None.
 * ``state`` fp32 ``(B, E, 16)``, changed in place; ``A`` fp32 ``(E, 16)``; ``D`` fp32 ``(E,)`` or None.
 * ``base`` fp32 ``(m, m)`` of the transform, ``out_code`` of its result, ``out_weight (D, E)``.
 * ``group_size`` of 4-bit weights, 0 with 8 bits; ``workspace`` from :func:`layer_workspace`, not used on a CPU.
