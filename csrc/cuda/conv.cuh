@@ -18,7 +18,7 @@ constexpr int kMaxTaps = 4;
 // kPairedChannels get their reciprocals two at a time: the special function unit, which makes exponentials
 // and reciprocals at an eighth of the rate of additions, has half a reciprocal less to do for each, the
 // others one and a half instruction more.
-constexpr int kPairedChannels = 4;
+constexpr int kPairedChannels = 8;
 constexpr int kConvThreads = 128;  // of a block that walks sequences
 constexpr int kConvBlocks = 4;     // of them a multiprocessor, for which a thread gets 128 registers
 constexpr int kTurn = 4;           // rows on their way while as many are computed

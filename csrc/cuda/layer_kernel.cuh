@@ -9,11 +9,11 @@ namespace dualscale {
 
 #if defined(DUALSCALE_BULK)
 
-// Lets the blocks of the next kernel come, which fetch their weights slowly. Every block of this launch is
-// resident once all have come here. So those of the next one, which wait for each other once this one is
-// over, will have room: the operator has checked that two launches fit the chip together, and no third one of
-// this stream is under way. Of two streams at a time each has a launch that is all resident; that one ends,
-// and makes room.
+// Lets the blocks of the next kernel come. All that this block still wants of the memory is under way, and
+// every block of this launch is resident once all have come here. So those of the next one, which wait for
+// each other once this one is over, will have room: the operator has checked that two launches fit the chip
+// together, and no third one of this stream is under way. Of two streams at a time each has a launch that is
+// all resident; that one ends, and makes room.
 __device__ __forceinline__ void admit_next() { admit_later(); }
 
 template <int kBits>
@@ -173,11 +173,11 @@ __global__ void __launch_bounds__(kLayerThreads, 2) layer_step(const __grid_cons
     }
     inputs.load();
     inputs.norm();
-    admit_next();
     inputs.load_window();
     state.load();
     base.load(a);
     inputs.project();
+    admit_next();
     base.store(a, memory);  // where sums were
     inputs.convolve();
   }

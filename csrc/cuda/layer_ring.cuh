@@ -34,26 +34,6 @@ __device__ __forceinline__ void prefetch_bulk(const void* from, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 
-// What a block fetches while the launch before still works comes at this rate: all at once would queue before
-// the words by which the blocks of that launch wait for each other, for microseconds.
-constexpr int kPacedBytes = 10;  // a clock; all blocks together two thirds of what the memory gives
-
-class Pace {
- public:
-  __device__ __forceinline__ explicit Pace(bool is_slow) : is_slow_(is_slow) {}
-
-  // Waits until so many bytes may be under way.
-  __device__ __forceinline__ void wait(int bytes) const {
-    while (is_slow_ && clock64() - begin_ < bytes / kPacedBytes) {
-      __nanosleep(100);
-    }
-  }
-
- private:
-  const bool is_slow_;
-  const long long begin_ = clock64();
-};
-
 template <int kBits>
 class WeightRing {
  public:
@@ -86,18 +66,11 @@ class WeightRing {
     }
   }
 
-  // Starts the first copies, of all the ring holds, and brings the rest near, slowly.
+  // Starts the first copies, of all the ring holds, and brings near what will not be copied for long.
   __device__ __forceinline__ void begin() const {
-    const Pace pace(a.reads_ahead);
-    if (threadIdx.x % 32 == 0) {
-      const int warp = threadIdx.x / 32, end = min(capacity(), (in_groups() + out_groups()) * Rows::kGroup);
-      for (int n = warp; n < end; n += kLayerWarps) {
-        pace.wait(n * a.at.slot_bytes);
-        copy(n);
-      }
-      if (warp == kLayerWarps - 1) {
-        prefetch(pace, capacity() * a.at.slot_bytes);
-      }
+    fill(0, groups());
+    if (threadIdx.x == 0) {
+      prefetch();
     }
   }
 
@@ -134,15 +107,16 @@ class WeightRing {
   }
 
  private:
-  // What will not be copied for long, to the L2 cache.
-  __device__ __forceinline__ void prefetch(const Pace& pace, int before) const {
-    for (int n = capacity(); n < in_slots_; ++n, before += a.at.slot_bytes) {
-      pace.wait(before);
-      prefetch_bulk(in_row(n & 1, n / 2 * Rows::kIn), Rows::kIn * in_bytes());
+  // To the L2 cache: the rows of x and z that have no slots yet, and those of out_proj that never have.
+  __device__ __forceinline__ void prefetch() const {
+    const int row = capacity() / 2 * Rows::kIn, in_left = a.own - row;
+    if (in_left > 0) {
+      prefetch_bulk(in_row(0, row), in_left * in_bytes());
+      prefetch_bulk(in_row(1, row), in_left * in_bytes());
     }
-    for (int row = Rows::kSlotted; row < a.out_rows(); ++row, before += out_bytes()) {
-      pace.wait(before);
-      prefetch_bulk(out_row(row), out_bytes());
+    const int out_left = a.out_rows() - Rows::kSlotted;
+    if (out_left > 0) {
+      prefetch_bulk(out_row(Rows::kSlotted), out_left * out_bytes());
     }
   }
 
