@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from dualscale_mamba.models.mixer import Mixer
 
 
+# Sequences times channels up to which one kernel is faster than eight: every block of it transforms all of y.
+MOST_VALUES = 10240
+
+
 class StepWorkspaces:
     """What the steps of a model's layers hand on from launch to launch: one tensor a stream, or streams would meet."""
 
@@ -91,7 +95,7 @@ def _is_joined(mixer: MambaMixer, x: Tensor) -> bool:
     if mixer.rotation is None or mixer.x_proj_reads != "codes" or ops.current_implementation() != "compiled":
         return False
     E, N = mixer.A_log.shape
-    if not ops.fits_layer_step(x, E, N, mixer.ranks[0], mixer.rotation.shape[0]):
+    if len(x) * E > MOST_VALUES or not ops.fits_layer_step(x, E, N, mixer.ranks[0], mixer.rotation.shape[0]):
         return False
     if mixer.state_store.is_on:  # the kernel reads and writes fp32 states in place
         return False

@@ -14,6 +14,7 @@ from dualscale_mamba.formats.base import knee_code
 from dualscale_mamba.formats.control import Control
 from dualscale_mamba.formats.dual import Dual
 from dualscale_mamba.formats.dual_symmetric import DualSymmetric
+from dualscale_mamba.models import joined
 from dualscale_mamba.models.language_model import MambaLM
 from dualscale_mamba.models.pretrained import load_pretrained
 from dualscale_mamba.quantization.pipeline import convert, prepare_and_calibrate
@@ -110,6 +111,13 @@ def test_not_with_coded_states(calls: list[bool]) -> None:
     for layer, block in enumerate(model.blocks()):
         block.mixer.state_store.turn_on(Coding(), rows, None, layer)
     tokens(model)
+    assert not calls
+
+
+def test_not_of_many_values(calls: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond some number eight kernels are faster."""
+    monkeypatch.setattr(joined, "MOST_VALUES", 2 * quantized().config.d_inner - 1)
+    tokens(quantized())
     assert not calls
 
 
