@@ -45,8 +45,8 @@ inline CUtensorMap map_of_codes(const int8_t* data, int64_t rows, int64_t column
                 CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
-// Attributes of a launch in clusters, each block on another processor, that begins while the kernel before ends
-// (ahead.cuh).
+// Attributes of a launch in clusters, each block on another processor, that begins while the kernel before
+// ends (ahead.cuh).
 struct ClusterLaunch {
   cudaLaunchConfig_t config{};
   cudaLaunchAttribute attributes[3]{};
